@@ -1,0 +1,1 @@
+"""Prompt to Mask: five language-guided medical segmentation papers in one small library."""
