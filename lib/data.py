@@ -1,0 +1,792 @@
+"""Dataset folders, their cases, and the batches made from them; also how files are fetched and written."""
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import tarfile
+import uuid
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from torch import Tensor
+
+from lib.text import Prompts, role_of
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+COLUMNS = ("case_id", "patient_id", "split", "image", "mask", "spacing")
+
+
+class DataError(ValueError):
+    """Something in a dataset or a file is not as it should be: one sentence that says what to do."""
+
+
+class LeakageError(ValueError):
+    """Training data and test data share a case, a patient or an image."""
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------------------
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hash a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: str | Path, content: bytes | str) -> None:
+    """Write a file so that a reader sees either the old content or the whole new one, and never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(draft, path)
+    except BaseException as error:
+        draft.unlink(missing_ok=True)
+        raise _full_disk(error, path) or error from None
+
+
+def _full_disk(error: BaseException, path: Path) -> OSError | None:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return OSError(
+            errno.ENOSPC,
+            f"No space left on the disk while writing {path}: free some and run again; nothing was left half-written",
+        )
+    return None
+
+
+def fetch(url: str, sha256: str, folder: str | Path) -> Path:
+    """Download a file unless it is there already, and accept it only with the right checksum."""
+    import pooch
+
+    name = PurePosixPath(url.split("?")[0]).name
+    try:
+        # To a place of its own first: a file that fails the check is never seen under its real name.
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, progressbar=sys.stderr.isatty()))
+    except ValueError as error:
+        raise DataError(
+            f"The file downloaded from {url} does not have the sha256 {sha256}, so it was thrown away: "
+            "try again, and if it persists the publisher has changed the file."
+        ) from error
+    except OSError as error:
+        if full := _full_disk(error, Path(folder) / name):
+            raise full from error
+        raise DataError(
+            f"{url} could not be downloaded ({type(error).__name__}): check the network, "
+            "or download it by hand and give the script --archive PATH."
+        ) from error
+
+
+def extract(archive: str | Path, folder: str | Path) -> Path:
+    """Unpack a zip or tar archive into a new folder; refuses links and entries that would land outside."""
+    archive, folder = Path(archive), Path(folder)
+    if folder.exists():
+        raise DataError(f"{folder} exists already: remove it, or unpack {archive.name} somewhere else.")
+    if not archive.is_file():
+        raise DataError(f"Archive {archive} does not exist: check the path.")
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as z:
+                for info in z.infolist():
+                    linked = stat.S_ISLNK(info.external_attr >> 16)
+                    # orig_filename: the zip module has already cut and turned the name that it shows.
+                    _check_member(archive, info.orig_filename, allowed=not linked)
+                z.extractall(draft)
+        elif tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as t:
+                for member in t.getmembers():
+                    _check_member(archive, member.name, allowed=member.isfile() or member.isdir())
+                # The members were all checked above; Python before 3.11.4 has no filter to check them again.
+                t.extractall(draft, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        else:
+            raise DataError(f"{archive} is neither a zip nor a tar archive, or is cut short: get it again.")
+        os.replace(draft, folder)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+        raise DataError(f"{archive} is damaged ({error}): get it again.") from error
+    except OSError as error:
+        raise _full_disk(error, folder) or error from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _check_member(archive: Path, name: str, allowed: bool) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in (parts.parts or ("",))[0]:
+        raise DataError(
+            f"{archive} holds the entry '{name}', which would land outside the folder it is unpacked into: "
+            "nothing was unpacked; get the archive from its publisher."
+        )
+    if not allowed:
+        raise DataError(
+            f"{archive} holds '{name}', which is a link or a device and not a plain file: "
+            "nothing was unpacked; get the archive from its publisher."
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Dataset folders
+# ----------------------------------------------------------------------------------------------------------
+
+
+class PromptColumn(BaseModel, extra="forbid"):
+    """Where the text of one prompt column comes from."""
+
+    role: str
+    origin: Literal["metadata", "human", "mask-derived", "class-oracle", "template"]
+    source: str
+
+
+class Card(BaseModel, extra="forbid"):
+    """What card.json says of a dataset."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    title: str
+    modality: str
+    dims: Literal[2, 3]
+    classes: dict[str, int] = Field(min_length=1)  # foreground class -> its value in a loaded mask
+    level: Literal["P", "S", "R"]  # phantom, semi-synthetic, real
+    licence: str
+    citation: str
+    source: str
+    splits: str  # how they were made, and whether by patient
+    prompts: dict[str, PromptColumn]
+    counts: dict[Split, int] = {}
+    notes: list[str] = []
+    fingerprint: str = ""
+
+    @field_validator("prompts")
+    @classmethod
+    def _roles_are_known(cls, prompts: dict[str, PromptColumn]) -> dict[str, PromptColumn]:
+        for column, described in prompts.items():
+            if role_of(column) != described.role:
+                raise ValueError(f"column '{column}' is described as role '{described.role}'")
+        return prompts
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with its mask and its prompts; spacing in mm, in array order (rows first)."""
+
+    dataset: str
+    case_id: str
+    patient_id: str
+    split: str
+    image: Path
+    mask: Path
+    spacing: tuple[float, ...]
+    prompts: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder that has been read and checked."""
+
+    root: Path
+    card: Card
+    cases: tuple[Case, ...]
+
+    def split(self, name: str) -> tuple[Case, ...]:
+        """The cases of one split."""
+        if name not in self.card.counts:
+            raise DataError(
+                f"Dataset '{self.card.name}' has no split '{name}': use one of {', '.join(self.card.counts)}."
+            )
+        return tuple(case for case in self.cases if case.split == name)
+
+
+def load_dataset(folder: str | Path, *, verify: bool = False) -> Dataset:
+    """Read a dataset folder and check it; `verify` also hashes and decodes every file."""
+    root = Path(folder)
+    if not (root / "card.json").is_file():
+        raise DataError(
+            f"{root} is not a dataset folder (it has no card.json): make it with its script in data_scripts/."
+        )
+    card = _read_card(root / "card.json")
+    if card.name != Path(os.path.abspath(root)).name:
+        raise DataError(f"{root / 'card.json'} names the dataset '{card.name}': give its folder that name.")
+    cases = _read_cases(root, card)
+    for case in cases:
+        for path in (case.image, case.mask):
+            if not path.is_file():
+                raise DataError(f"{path} is listed in cases.csv and missing: make the dataset again.")
+    if verify:
+        if _fingerprint(root) != card.fingerprint:
+            raise DataError(
+                f"The files of {root} do not have the checksum in its card.json, so something was changed "
+                "or damaged: make the dataset again."
+            )
+        for case in cases:
+            _decode(case, channels=None)
+    return Dataset(root, card, cases)
+
+
+def _read_card(path: Path) -> Card:
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path} is not a valid card: {_first(error)}; make the dataset again.") from error
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where or 'it'}: {problem['msg'].removeprefix('Value error, ').rstrip('.')}"
+
+
+def _read_cases(root: Path, card: Card) -> tuple[Case, ...]:
+    path = root / "cases.csv"
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: make the dataset again.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a table ({error}): make the dataset again.") from error
+    for column in header:
+        if column not in COLUMNS:
+            _known_role(column, path)
+    for column in (*COLUMNS, *card.prompts):
+        if column not in header:
+            raise DataError(f"{path} lacks the column '{column}': add it or make the dataset again.")
+    if undescribed := [c for c in header if c not in COLUMNS and c not in card.prompts]:
+        raise DataError(
+            f"{path} has the prompt column '{undescribed[0]}' of which card.json does not tell the origin: "
+            "describe it there under prompts."
+        )
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise DataError(f"{path} has {len(row)} cells in row {line} and {len(header)} columns: repair it.")
+    cases = tuple(_case(root, card, dict(zip(header, row, strict=True))) for row in rows)
+    _check_cases(cases, card, path)
+    return cases
+
+
+def _known_role(column: str, path: Path) -> None:
+    try:
+        role_of(column)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _case(root: Path, card: Card, row: dict[str, str]) -> Case:
+    def inside(name: str) -> Path:
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts:
+            raise DataError(
+                f"{root / 'cases.csv'} gives '{name}' as a file of case '{row['case_id']}': "
+                "paths must lie inside the dataset folder."
+            )
+        return root / path
+
+    try:
+        spacing = tuple(float(number) for number in row["spacing"].split())
+    except ValueError:
+        spacing = ()
+    if len(spacing) != card.dims or not all(0 < number < np.inf for number in spacing):
+        raise DataError(
+            f"{root / 'cases.csv'} gives '{row['spacing']}' as the spacing of case '{row['case_id']}': "
+            f"expected {card.dims} positive numbers (mm) with a space between."
+        )
+    return Case(
+        dataset=card.name,
+        case_id=row["case_id"],
+        patient_id=row["patient_id"],
+        split=row["split"],
+        image=inside(row["image"]),
+        mask=inside(row["mask"]),
+        spacing=spacing,
+        prompts={column: row[column] or None for column in card.prompts},
+    )
+
+
+def _check_cases(cases: Sequence[Case], card: Card, path: Path) -> None:
+    for case_id, times in Counter(case.case_id for case in cases).items():
+        if times > 1 or not case_id:
+            raise DataError(f"{path} has {times} rows with the case id '{case_id}': give each case its own.")
+    home: dict[str, str] = {}
+    for case in cases:
+        if case.split not in SPLITS:
+            raise DataError(
+                f"{path} puts case '{case.case_id}' into the split '{case.split}': use {', '.join(SPLITS)}."
+            )
+        if not case.patient_id:
+            raise DataError(f"{path} gives case '{case.case_id}' no patient id: repeat the case id there.")
+        if home.setdefault(case.patient_id, case.split) != case.split:
+            raise DataError(
+                f"{path} has patient '{case.patient_id}' in the splits {home[case.patient_id]} and "
+                f"{case.split}: keep each patient in one."
+            )
+    counts = Counter(case.split for case in cases)
+    for split in card.counts:
+        if not counts[split]:
+            raise DataError(f"{path} has no case in the split '{split}' of card.json: make the dataset again.")
+    if dict(counts) != card.counts:
+        raise DataError(f"{path} has {dict(counts)} cases and card.json counts {card.counts}: make the dataset again.")
+
+
+def _fingerprint(root: Path) -> str:
+    """One hash over every visible file but the card, whose wording may change without changing the data."""
+    files = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.is_file() and path.name != "card.json" and not path.name.startswith(".")
+    )
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update(f"{name}\0{sha256_file(root / name)}\n".encode())
+    return digest.hexdigest()
+
+
+class DatasetWriter:
+    """Builds a dataset folder out of sight and shows it only when it is whole.
+
+    `card_fields` are the fields of Card without name (the folder's), counts and fingerprint. A folder that is
+    there already is replaced only with `overwrite`. Whatever goes wrong, no part of a dataset is left behind;
+    what a killed run left is removed by the next one.
+    """
+
+    def __init__(self, folder: str | Path, card_fields: dict, overwrite: bool = False) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self.overwrite = overwrite
+        try:
+            self._card = Card(**{"name": self.folder.name, **card_fields})
+        except ValidationError as error:
+            raise DataError(f"The card for {self.folder} is not valid: {_first(error)}.") from error
+        if self._card.name != self.folder.name:
+            raise DataError(f"Dataset '{self._card.name}' must be written into a folder of that name.")
+        self._cases: dict[str, Case] = {}
+
+    def __enter__(self) -> Self:
+        if self.folder.exists() and not self.overwrite:
+            raise DataError(f"{self.folder} exists already: give --overwrite (or remove it) to make it again.")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._remove_stale()
+        me = psutil.Process()
+        self._draft = self._sibling(f"{me.pid}-{int(me.create_time())}-{uuid.uuid4().hex[:8]}")
+        for part in ("images", "masks"):
+            (self._draft / part).mkdir(parents=True)
+        return self
+
+    def _sibling(self, suffix: str) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.partial-{suffix}")
+
+    def _remove_stale(self) -> None:
+        pattern = re.compile(re.escape(self._sibling("").name) + r"(\d+)-(\d+)-\w+")
+        for left in self.folder.parent.iterdir():
+            if not (match := pattern.fullmatch(left.name)):
+                continue
+            pid, created = match.groups()
+            try:
+                alive = int(psutil.Process(int(pid)).create_time()) == int(created)
+            except psutil.NoSuchProcess:
+                alive = False
+            if not alive:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def add(
+        self,
+        *,
+        case_id: str,
+        patient_id: str,
+        split: str,
+        image: np.ndarray,
+        mask: np.ndarray,
+        spacing: Sequence[float],
+        prompts: dict[str, str | None],
+    ) -> None:
+        """Add a case.
+
+        image: [*S] grey or [H, W, 3], uint8 or float in [0, 1]; mask: [*S] of 0 and 1 (or 255);
+        spacing: mm per array axis, 1 where unknown; prompts: declared column -> text or None.
+        """
+        dims, where = self._card.dims, f"case '{case_id}' of dataset '{self._card.name}'"
+        image, mask = np.asarray(image), np.asarray(mask)
+        if not case_id or set(case_id) - set(_FILE_CHARACTERS):
+            raise DataError(f"The case id '{case_id}' cannot name a file: use letters, digits, '.', '_', '-'.")
+        if case_id in self._cases:
+            raise DataError(f"{where[0].upper()}{where[1:]} was added twice: give each case its own id.")
+        colour = dims == 2 and image.ndim == 3 and image.shape[-1] == 3
+        if image.ndim != dims + colour:
+            raise DataError(
+                f"The image of {where} has the shape {image.shape}: expected {dims} axes"
+                + (", or a third one of 3 colours." if dims == 2 else ".")
+            )
+        _check_mask(mask, image.shape[:dims], f"The mask of {where}")
+        if image.dtype != np.uint8:
+            _check_range(image, f"The image of {where}")
+        if unknown := set(prompts) - set(self._card.prompts):
+            raise DataError(
+                f"The prompts of {where} have the column '{min(unknown)}', which its card does not describe: "
+                f"use {', '.join(self._card.prompts) or 'none'}."
+            )
+        suffix = ".png" if dims == 2 else ".nii.gz"
+        case = Case(
+            dataset=self._card.name,
+            case_id=case_id,
+            patient_id=patient_id,
+            split=split,
+            image=self._draft / "images" / f"{case_id}{suffix}",
+            mask=self._draft / "masks" / f"{case_id}{suffix}",
+            spacing=tuple(float(number) for number in spacing),
+            prompts={column: prompts.get(column) or None for column in self._card.prompts},
+        )
+        if dims == 2:
+            if image.dtype != np.uint8:
+                image = np.round(image * 255).astype(np.uint8)
+            _write_png(case.image, image)
+            _write_png(case.mask, (mask > 0).astype(np.uint8) * 255)
+        else:
+            image = image if image.dtype == np.uint8 else image.astype(np.float32)
+            _write_nifti(case.image, image, case.spacing)
+            _write_nifti(case.mask, (mask > 0).astype(np.uint8), case.spacing)
+        self._cases[case_id] = case
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._finish()
+            elif full := _full_disk(error, self.folder):
+                raise full from error
+        except OSError as failure:
+            raise _full_disk(failure, self.folder) or failure from None
+        finally:
+            shutil.rmtree(self._draft, ignore_errors=True)
+
+    def _finish(self) -> None:
+        if not self._cases:
+            raise DataError(f"No case was added to {self.folder}, so it was not written: check its source.")
+        card = self._card
+        counts = Counter(case.split for case in self._cases.values())
+        card.counts = {split: counts[split] for split in SPLITS if counts[split]}
+        with open(self._draft / "cases.csv", "w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow([*COLUMNS, *card.prompts])
+            for case in self._cases.values():
+                paths = [p.relative_to(self._draft).as_posix() for p in (case.image, case.mask)]
+                spacing = " ".join(f"{number:.6g}" for number in case.spacing)
+                texts = [case.prompts[column] or "" for column in card.prompts]
+                table.writerow([case.case_id, case.patient_id, case.split, *paths, spacing, *texts])
+        card.fingerprint = _fingerprint(self._draft)
+        (self._draft / "card.json").write_text(
+            json.dumps(card.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        _read_cases(self._draft, _read_card(self._draft / "card.json"))
+        if self.folder.exists():  # a folder cannot be replaced in one step: the old one steps aside first
+            old = self._draft.with_name(f"{self._draft.name}0")
+            os.replace(self.folder, old)
+            os.replace(self._draft, self.folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(self._draft, self.folder)
+
+
+_FILE_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+
+
+def _write_png(path: Path, array: np.ndarray) -> None:
+    Image.fromarray(array).save(path)
+
+
+def _write_nifti(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:
+    import nibabel
+
+    # NIfTI counts x, y, z and arrays here are [depth, row, column], so the axes are turned round on disk.
+    nibabel.save(nibabel.Nifti1Image(array.transpose(), np.diag([*spacing[::-1], 1.0])), path)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Pixels
+# ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _reader(volume: bool):
+    # MONAI takes seconds to import; whoever only lists cases or writes datasets should not wait for it.
+    from monai.data import NibabelReader, PILReader
+
+    return NibabelReader() if volume else PILReader(converter=_known_mode, reverse_indexing=False)
+
+
+def _known_mode(image: Image.Image) -> Image.Image:
+    if image.mode not in ("1", "L", "I;16", "RGB"):
+        raise DataError(
+            f"has {len(image.getbands())} channels (mode {image.mode}), expected grey or RGB: "
+            "save it again as one of these"
+        )
+    return image
+
+
+def _read(path: Path) -> np.ndarray:
+    volume = path.name.endswith((".nii", ".nii.gz"))
+    reader = _reader(volume)
+    try:
+        array, _ = reader.get_data(reader.read(path))
+        return array.transpose() if volume else array
+    except DataError as error:
+        raise DataError(f"{path} {error}.") from error
+    except Exception as error:  # every decoder has its own errors for damage, and none names the remedy
+        raise DataError(
+            f"{path} cannot be decoded ({type(error).__name__}): it is damaged or cut short, so make the dataset again."
+        ) from error
+
+
+def _check_range(image: np.ndarray, what: str) -> None:
+    if not np.isfinite(image).all():
+        raise DataError(f"{what} has NaN or infinite pixels: repair it in the script that makes the dataset.")
+    if not (np.issubdtype(image.dtype, np.floating) and image.min() >= 0 and image.max() <= 1):
+        raise DataError(
+            f"{what} holds {image.dtype} from {image.min():g} to {image.max():g}: "
+            "expected uint8, or floats scaled to between 0 and 1."
+        )
+
+
+def _check_mask(mask: np.ndarray, shape: tuple[int, ...], what: str) -> None:
+    if mask.shape != shape:
+        raise DataError(f"{what} has the shape {mask.shape} and its image {shape}: make the two the same.")
+    top = mask.max(initial=0)
+    if top not in (0, 1, 255) or not ((mask == 0) | (mask == top)).all():
+        raise DataError(
+            f"{what} has {len(np.unique(mask))} different values up to {top:g}: "
+            "expected a binary mask of 0 and 255 (or 0 and 1)."
+        )
+
+
+def _decode(case: Case, channels: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a case's image, [C, *S] float32 in [0, 1], and mask, [*S] uint8 of 0 and 1."""
+    image, mask = _read(case.image), _read(case.mask)
+    dims = len(case.spacing)
+    if image.ndim == dims:
+        image = image[None]
+    elif image.ndim == dims + 1 == 3:
+        image = np.moveaxis(image, -1, 0)
+    else:
+        raise DataError(f"{case.image} has {image.ndim} axes, expected {dims}: make the dataset again.")
+    if channels is not None and len(image) != channels:
+        if len(image) != 1:
+            raise DataError(f"{case.image} has {len(image)} channels and {channels} was asked for: ask for 3.")
+        image = np.repeat(image, channels, axis=0)
+    if image.dtype in (np.uint8, np.uint16):
+        image = image / np.float32(np.iinfo(image.dtype).max)
+    elif image.dtype == bool:
+        image = image.astype(np.float32)
+    else:
+        _check_range(image, str(case.image))
+    _check_mask(mask, image.shape[1:], str(case.mask))
+    return image.astype(np.float32), (mask > 0).astype(np.uint8)
+
+
+def _resize(image: Tensor, mask: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Resize [C, *S] and [1, *S]: the image linearly with antialiasing, the mask by nearest neighbour."""
+    if len(size) == 2:
+        # Pillow's antialiased bilinear filter, in a tenth of the time of MONAI's blur and resize.
+        image = F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+    else:
+        from monai.transforms import Resize
+
+        image = Resize(size, mode="trilinear", anti_aliasing=True)(image).as_tensor()
+    return image.clamp(0, 1), F.interpolate(mask[None], size, mode="nearest-exact")[0]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Batches
+# ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Cases decoded and resized once, resident on a device.
+
+    images: [N, C, *S] float32 in [0, 1]; masks: [N, 1, *S] uint8 of 0 and 1;
+    spacing: [N, dims] mm of the resized grid.
+    """
+
+    images: Tensor
+    masks: Tensor
+    spacing: Tensor
+    cases: tuple[Case, ...]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @classmethod
+    def load(
+        cls,
+        cases: Iterable[Case],
+        size: int | tuple[int, ...],
+        channels: int = 1,
+        device: torch.device | str = "cpu",
+        drop_empty: bool = False,
+    ) -> Self:
+        """Decode cases at `size` (image antialiased, mask nearest); `drop_empty` leaves out empty masks."""
+        images, masks, spacing, kept = [], [], [], []
+        if channels not in (1, 3):
+            raise DataError(f"Images with {channels} channels were asked for: ask for 1 or 3.")
+        for case in cases:
+            image, mask = _decode(case, channels)
+            if drop_empty and not mask.any():
+                continue
+            grid = (size,) * mask.ndim if isinstance(size, int) else tuple(size)
+            if len(grid) != mask.ndim:
+                raise DataError(f"{case.image} has {mask.ndim} axes and the size asked for is {grid}.")
+            resized = _resize(torch.from_numpy(image), torch.from_numpy(mask)[None], grid)
+            images.append(resized[0])
+            masks.append(resized[1])
+            spacing.append([s * old / new for s, old, new in zip(case.spacing, mask.shape, grid, strict=True)])
+            kept.append(case)
+        if not kept:
+            raise DataError("There is no case to load: choose another split, or keep cases with empty masks.")
+        return cls(
+            images=torch.stack(images).to(device),
+            masks=torch.stack(masks).to(device),
+            spacing=torch.tensor(spacing, device=device),
+            cases=tuple(kept),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training or evaluation step receives; image [B, C, *S], mask [B, 1, *S] float32, index [B]."""
+
+    image: Tensor
+    mask: Tensor
+    prompts: Prompts
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class Feed:
+    """An image cache with its embedded prompts, from which batches are cut by index."""
+
+    def __init__(self, cache: ImageCache, prompts: Prompts, augment: str = "none") -> None:
+        if augment not in AUGMENTATIONS:
+            raise DataError(f"Unknown augmentation '{augment}': use one of {', '.join(AUGMENTATIONS)}.")
+        for role, present in prompts.present.items():
+            if len(present) != len(cache):
+                raise DataError(
+                    f"There are {len(present)} prompts of role '{role}' for {len(cache)} cases: "
+                    "embed the texts of exactly these cases."
+                )
+        self.cache = cache
+        self.prompts = prompts.to(cache.images.device)
+        self.augment = AUGMENTATIONS[augment]
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def batch(self, index: Tensor, step_seed: int | None = None) -> Batch:
+        """Cut a batch; it is augmented only if a seed is given, and then as a function of that seed alone."""
+        index = torch.as_tensor(index, device=self.cache.images.device)
+        image, mask = self.cache.images[index], self.cache.masks[index].float()
+        if step_seed is not None:
+            generator = torch.Generator().manual_seed(step_seed)
+            for step in self.augment:
+                image, mask = step(image, mask, generator)
+        return Batch(image, mask, self.prompts[index], index)
+
+
+# Augmentations work on whole batches with a few tensor operations, as MONAI's per-item transforms would cost
+# more than the training step of a small model.
+
+
+def _uniform(generator: torch.Generator, like: Tensor, low: float, high: float) -> Tensor:
+    """[B, 1, ...] random numbers, drawn on the CPU so that every device sees the same ones."""
+    numbers = torch.rand(len(like), generator=generator) * (high - low) + low
+    return numbers.to(like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+def _flip(image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror half of the images left to right."""
+    chosen = _uniform(generator, image, 0, 1) < 0.5
+    return torch.where(chosen, image.flip(-1), image), torch.where(chosen, mask.flip(-1), mask)
+
+
+def _affine(image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Turn in the image plane by up to 15°, scale by up to 15 % and shift by up to 5 % of the image."""
+    number, dims = len(image), image.ndim - 2
+    draw = partial(torch.rand, generator=generator)
+    angle = (draw(number) * 2 - 1) * (np.pi / 12)
+    scale = 1 + (draw(number, 1, 1) * 2 - 1) * 0.15
+    height, width = image.shape[-2:]
+    turn = torch.eye(dims).repeat(number, 1, 1)
+    turn[:, 0, 0] = turn[:, 1, 1] = angle.cos()
+    # The grid's coordinates run over [-1, 1] on both axes, so an oblong image would be sheared without these.
+    turn[:, 0, 1], turn[:, 1, 0] = -angle.sin() * height / width, angle.sin() * width / height
+    shift = (draw(number, dims, 1) * 2 - 1) * 0.1
+    theta = torch.cat([turn * scale, shift], dim=2).to(image.device)
+    grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+    return (
+        F.grid_sample(image, grid, mode="bilinear", align_corners=False),
+        F.grid_sample(mask, grid, mode="nearest", align_corners=False),
+    )
+
+
+def _photometric(image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Change gamma, contrast and brightness, and add noise that differs in strength from image to image."""
+    image = image.clamp_min(1e-6) ** _uniform(generator, image, -0.4, 0.4).exp()
+    image = (image - 0.5) * _uniform(generator, image, 0.8, 1.2) + 0.5 + _uniform(generator, image, -0.1, 0.1)
+    noise = torch.randn(image.shape, generator=generator).to(image.device)
+    return (image + noise * _uniform(generator, image, 0, 0.05)).clamp(0, 1), mask
+
+
+# `flip` swaps left and right: not for prompts that name a side.
+AUGMENTATIONS: dict[str, tuple[Callable, ...]] = {
+    "none": (),
+    "flip": (_flip,),
+    "geometric": (_affine,),
+    "photometric": (_photometric,),
+    "full": (_flip, _affine, _photometric),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Leakage
+# ----------------------------------------------------------------------------------------------------------
+
+
+def guard_leakage(train: Sequence[Case], test: Sequence[Case]) -> None:
+    """Raise LeakageError if a case, a patient (of the same dataset) or an image's bytes are on both sides."""
+    cases = {(case.dataset, case.case_id) for case in train}
+    patients = {(case.dataset, case.patient_id) for case in train}
+    for case in test:
+        if (case.dataset, case.case_id) in cases:
+            raise LeakageError(f"Case '{case.case_id}' of '{case.dataset}' is in both training and test data.")
+        if (case.dataset, case.patient_id) in patients:
+            raise LeakageError(
+                f"Patient '{case.patient_id}' of '{case.dataset}' is in both training and test data "
+                f"(test case '{case.case_id}'): split by patient."
+            )
+    # Equal files have equal sizes, so only the few whose size occurs on both sides need to be read.
+    sizes = {case.image.stat().st_size for case in test}
+    trained = {sha256_file(case.image): case for case in train if case.image.stat().st_size in sizes}
+    trained_sizes = {case.image.stat().st_size for case in trained.values()}
+    for case in test:
+        if case.image.stat().st_size in trained_sizes and (twin := trained.get(sha256_file(case.image))):
+            raise LeakageError(f"The test image {case.image} is the training image {twin.image}: take one of them out.")
