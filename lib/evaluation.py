@@ -1,0 +1,348 @@
+"""How a prediction is judged: one row of scores per case, with each definition named.
+
+Masks are binary arrays; `spacing` is the size of a pixel along each axis in mm (1 where it is unknown, so
+that distances are in pixels). A pixel is predicted foreground when its probability is above the threshold.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.metrics.utils import get_code_to_measure_table
+from scipy.ndimage import distance_transform_edt
+from torch import nn
+
+EMPTY_RULE = (
+    "Where truth and prediction are both empty, DSC, IoU, NSD and precision are 1 and HD95 is 0; where only one is "
+    "empty, DSC, IoU, NSD and precision are 0 and HD95 is the diagonal of the image. FNR is undefined (NaN) for a "
+    "case without true foreground, FPR for one without true background."
+)
+NSD_VARIANT = "surface Dice (DeepMind, area-weighted), tolerance in mm (pixels where spacing is unknown)"
+CALIBRATION_BINS = 15
+COLUMNS = [
+    *(
+        "dataset",
+        "case_id",
+        "patient_id",
+        "threshold",
+        "dsc",
+        "iou",
+        "nsd",
+        "hd95",
+        "fpr",
+        "fnr",
+        "precision",
+    ),
+    *("area_true", "area_pred", "ece", "ece_band", "brier", "macro_dice", "macro_iou", "xbusnet_fpr"),
+]
+
+
+# --- Surfaces
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The surface elements of a mask, sorted by their distance to the surface of another mask.
+
+    distance: [n] mm, infinite if the other mask is empty; size: [n] contour length (2-D) or area (3-D). An
+    empty mask has no elements.
+    """
+
+    distance: np.ndarray
+    size: np.ndarray
+
+    def near(self, tolerance: float) -> float:
+        """Size of the part that is within `tolerance` of the other surface."""
+        return float(self.size[self.distance <= tolerance].sum())
+
+    def overlap(self, tolerance: float) -> float:
+        """Share of the surface that is within `tolerance` of the other one; NaN without elements."""
+        return _ratio(self.near(tolerance), self.size.sum())
+
+    def percentile(self, percent: float) -> float:
+        """Smallest distance that covers `percent` of the surface's size; infinite without elements."""
+        if len(self.size) == 0:
+            return np.inf
+        covered = np.cumsum(self.size) / self.size.sum()
+        return float(self.distance[min(np.searchsorted(covered, percent / 100), len(covered) - 1)])
+
+    def mean(self) -> float:
+        """Size-weighted mean distance; NaN without elements."""
+        return _ratio((self.distance * self.size).sum(), self.size.sum())
+
+
+def surface_distances(truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) -> tuple[Surface, Surface]:
+    """Measure the surfaces of two masks of 2 or 3 axes against each other: (truth's, prediction's).
+
+    Source: google-deepmind/surface-distance. The sizes come from MONAI's tables of the same origin; MONAI's own
+    surface Dice gives one float32 number, and its HD95 is not weighted by size.
+    """
+    truth, prediction = np.asarray(truth, bool), np.asarray(prediction, bool)
+    if truth.shape != prediction.shape or truth.ndim != len(spacing):
+        raise ValueError(
+            f"Surfaces need two masks of one shape and a spacing per axis, but got masks of {truth.shape} "
+            f"and {prediction.shape} with {len(spacing)} spacings."
+        )
+    either = truth | prediction
+    if not either.any():
+        nothing = Surface(np.zeros(0), np.zeros(0))
+        return nothing, nothing
+    box = tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(either))
+    spacing = tuple(float(size) for size in spacing)
+    sizes = surface_element_sizes(spacing)
+    codes = [_neighbour_codes(mask[box]) for mask in (truth, prediction)]
+    edges = [(code > 0) & (code < len(sizes) - 1) for code in codes]
+
+    def surface(code: np.ndarray, edge: np.ndarray, other: np.ndarray) -> Surface:
+        if not other.any():
+            return Surface(np.full(edge.sum(), np.inf), sizes[code[edge]])
+        distance, size = distance_transform_edt(~other, sampling=spacing)[edge], sizes[code[edge]]
+        order = np.lexsort((size, distance))
+        return Surface(distance[order], size[order])
+
+    return surface(codes[0], edges[0], edges[1]), surface(codes[1], edges[1], edges[0])
+
+
+def surface_dice(truth: Surface, prediction: Surface, tolerance: float) -> float:
+    """Share of both surfaces within `tolerance` of the other one (`NSD_VARIANT`); NaN if both are empty."""
+    return _ratio(truth.near(tolerance) + prediction.near(tolerance), truth.size.sum() + prediction.size.sum())
+
+
+def hausdorff(truth: Surface, prediction: Surface, percent: float = 95.0) -> float:
+    """Larger of the two size-weighted distance percentiles in mm; infinite if a mask is empty."""
+    return max(truth.percentile(percent), prediction.percentile(percent))
+
+
+@lru_cache
+def surface_element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
+    """Contour length or area of the surface element at a lattice point, for each pattern of the pixels around it."""
+    return get_code_to_measure_table(spacing)[0].numpy().astype(np.float64)
+
+
+def _neighbour_codes(mask: np.ndarray) -> np.ndarray:
+    """Number the pattern of the 2^n pixels around each lattice point of an n-axis mask, first corner highest."""
+    codes = np.zeros([size + 1 for size in mask.shape], np.uint8)
+    padded = np.pad(mask, 1).astype(np.uint8)
+    for bit, corner in enumerate(reversed(list(np.ndindex((2,) * mask.ndim)))):
+        window = tuple(slice(start, start + size + 1) for start, size in zip(corner, mask.shape, strict=True))
+        codes += padded[window] << bit
+    return codes
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else np.nan
+
+
+# --- Overlap
+
+
+def region_metrics(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    regions: Sequence[int | Sequence[int]],
+    ignore_label: int | None = None,
+) -> pd.DataFrame:
+    """Count and score each region (a label or a set of labels) of one case, a row per region.
+
+    Dice and IoU are NaN where neither mask holds the region; voxels whose true label is `ignore_label` do not
+    count. Source: MIC-DKFZ/nnUNet, evaluation/evaluate_predictions.py.
+    """
+    kept = np.ones(truth.shape, bool) if ignore_label is None else truth != ignore_label
+    rows = []
+    for region in regions:
+        true, predicted = np.isin(truth, region) & kept, np.isin(prediction, region) & kept
+        tp = int((true & predicted).sum())
+        fp, fn = int(predicted.sum()) - tp, int(true.sum()) - tp
+        tn = int(kept.sum()) - tp - fp - fn
+        scores = {"Dice": _ratio(2 * tp, 2 * tp + fp + fn), "IoU": _ratio(tp, tp + fp + fn)}
+        rows.append(scores | {"FP": fp, "TP": tp, "FN": fn, "TN": tn, "n_pred": tp + fp, "n_ref": tp + fn})
+    return pd.DataFrame(rows)
+
+
+def confusion(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Count the (TP, FP, FN, TN) pixels of each image; masks [N, *S], four arrays [N]."""
+    truth, prediction = (np.asarray(mask, bool).reshape(len(mask), -1) for mask in (truth, prediction))
+    tp = (truth & prediction).sum(1)
+    fp, fn = prediction.sum(1) - tp, truth.sum(1) - tp
+    return tp, fp, fn, truth.shape[1] - tp - fp - fn
+
+
+def overlap_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, np.ndarray]:
+    """Score the foreground of each image: dsc, iou, fpr, fnr, precision and the two areas; masks [N, *S].
+
+    fpr = FP / (FP + TN) and fnr = FN / (FN + TP) over pixels; empty masks follow `EMPTY_RULE`.
+    """
+    tp, fp, fn, tn = confusion(truth, prediction)
+
+    def ratio(part, whole, otherwise):
+        return np.where(whole > 0, part / np.maximum(whole, 1), otherwise)
+
+    return {
+        "dsc": ratio(2 * tp, 2 * tp + fp + fn, 1.0),
+        "iou": ratio(tp, tp + fp + fn, 1.0),
+        "fpr": ratio(fp, fp + tn, np.nan),
+        "fnr": ratio(fn, fn + tp, np.nan),
+        "precision": ratio(tp, tp + fp, np.where(fn == 0, 1.0, 0.0)),
+        "area_true": tp + fn,
+        "area_pred": tp + fp,
+    }
+
+
+def xbusnet_scores(probability: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, np.ndarray]:
+    """Score each image as XBusNet's evaluation does; probability and mask [N, *S], six arrays [N].
+
+    iou, dice, f1, fpr and fnr are means over background and foreground. Its "fpr" puts 2 (FP + FN) where true
+    negatives belong and so lies between 1/6 and 1/5 for every imperfect image; for a pixel FPR see
+    `overlap_scores`.
+    Source: rmallina14/XBusNet @ba770f6, metrics.py.
+    """
+    tp, fp, fn, tn = confusion(mask, np.asarray(probability) > threshold)
+    hit = np.stack([tn, tp]).astype(float)  # [background | foreground, N]
+    true, predicted = np.stack([tn + fp, tp + fn]), np.stack([tn + fn, tp + fp])
+    false = predicted - hit
+
+    def ratio(part, whole):
+        return np.divide(part, whole, out=np.zeros_like(hit), where=whole > 0)
+
+    precision, recall = ratio(hit, predicted), ratio(hit, true)
+    wrong = (true + predicted - 2 * hit).sum(0)
+    return {
+        "accuracy": hit.sum(0) / (predicted.sum(0) + 1e-10),
+        "iou": ratio(hit, true + predicted - hit).mean(0),
+        "dice": ratio(2 * hit, true + predicted).mean(0),
+        "f1": ratio(2 * precision * recall, precision + recall).mean(0),
+        "fpr": (false / (false + wrong + 1e-10)).mean(0),
+        "fnr": ((true - hit) / (true + 1e-10)).mean(0),
+    }
+
+
+# --- Calibration
+
+
+def calibration_error(
+    probability: np.ndarray,
+    mask: np.ndarray,
+    where: np.ndarray | None = None,
+    bins: int = CALIBRATION_BINS,
+) -> np.ndarray:
+    """Expected calibration error of each image's foreground probability, over the pixels of `where`.
+
+    Σ_bins (share of pixels) · |mean probability - share of foreground|, equal-width bins over [0, 1] (Guo et
+    al. 2017, Eq. 3, for the foreground class). probability, mask, where: [N, *S]; the result [N] is NaN where no
+    pixel is chosen. As MONAI's calibration_binning, which takes no region and sums in float32.
+    """
+    count = len(probability)
+    probability, mask = (np.asarray(x, np.float64).reshape(count, -1) for x in (probability, mask))
+    weight = np.ones_like(mask) if where is None else np.asarray(where, np.float64).reshape(count, -1)
+    cell = np.minimum((probability * bins).astype(np.int64), bins - 1) + bins * np.arange(count)[:, None]
+    excess = np.bincount(cell.ravel(), ((probability - mask) * weight).ravel(), minlength=count * bins)
+    pixels = weight.sum(1)
+    return np.abs(excess).reshape(count, bins).sum(1) / np.where(pixels > 0, pixels, np.nan)
+
+
+def boundary_band(mask: np.ndarray, width: float, spacing: Sequence[float]) -> np.ndarray:
+    """Mark the pixels within `width` mm of a pixel of the other class; nothing if there is only one class."""
+    mask = np.asarray(mask, bool)
+    if mask.all() or not mask.any():
+        return np.zeros_like(mask)
+    across = np.where(mask, distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing))
+    return across <= width
+
+
+# --- A model on a data set
+
+
+def evaluate(
+    model: nn.Module,
+    feed,
+    *,
+    thresholds: Sequence[float] = (0.5,),
+    tolerance: float = 2.0,
+    batch: int = 16,
+    device: str | torch.device | None = None,
+) -> pd.DataFrame:
+    """Score a one-class model on every case of a feed: a row per case and threshold.
+
+    Empty masks follow `EMPTY_RULE`. `nsd` is `NSD_VARIANT` at `tolerance`, `hd95` is in mm; both are computed
+    at the first threshold and NaN at the others. Areas are in pixels. `ece` and `brier` cover the whole image,
+    `ece_band` the `boundary_band` of the truth at width `tolerance` (NaN without a boundary). `macro_dice`,
+    `macro_iou` and `xbusnet_fpr` are `xbusnet_scores`. `seconds` is the model's wall time per case of a batch.
+    """
+    if device is None:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.to(device).eval()
+    tables = []
+    try:
+        for start in range(0, len(feed), batch):
+            index = torch.arange(start, min(start + batch, len(feed)))
+            inputs = feed.batch(index)
+            began = time.perf_counter()
+            probability = _probabilities(model, inputs, device)
+            seconds = (time.perf_counter() - began) / len(index)
+            mask = inputs.mask[:, 0].cpu().numpy() > 0.5
+            cases = [feed.cache.cases[i] for i in index.tolist()]
+            spacing = [feed.cache.spacing[i].tolist() for i in index.tolist()]
+            table = _score(cases, probability, mask, spacing, thresholds, tolerance)
+            tables.append(table.assign(seconds=seconds))
+    finally:
+        model.train(was_training)
+    return pd.concat(tables, ignore_index=True)
+
+
+@torch.inference_mode()
+def _probabilities(model: nn.Module, inputs, device: torch.device) -> np.ndarray:
+    logits = model(inputs.image.to(device), inputs.prompts.to(device)).logits
+    if logits.shape != inputs.mask.shape:
+        raise ValueError(
+            f"The model gave logits of shape {tuple(logits.shape)} for masks of shape "
+            f"{tuple(inputs.mask.shape)}: evaluate needs one channel at the size of the mask."
+        )
+    return logits.float().sigmoid()[:, 0].cpu().numpy()
+
+
+def _score(cases, probability, mask, spacing, thresholds, tolerance) -> pd.DataFrame:
+    for case, image in zip(cases, probability, strict=True):
+        if np.isnan(image).any():
+            raise ValueError(f"The model gave NaN logits for case {case.case_id}: check its weights and that image.")
+    band = np.stack([boundary_band(*case) for case in zip(mask, [tolerance] * len(mask), spacing, strict=True)])
+    error = (probability.astype(np.float64) - mask).reshape(len(mask), -1)
+    common = {
+        "dataset": [case.dataset for case in cases],
+        "case_id": [case.case_id for case in cases],
+        "patient_id": [case.patient_id for case in cases],
+        "ece": calibration_error(probability, mask),
+        "ece_band": calibration_error(probability, mask, band),
+        "brier": (error**2).mean(1),
+    }
+    tables = []
+    for rank, threshold in enumerate(thresholds):
+        prediction = probability > threshold
+        surface = np.full((len(mask), 2), np.nan)
+        if rank == 0:
+            surface[:] = [_surface_scores(*pair, tolerance) for pair in zip(mask, prediction, spacing, strict=True)]
+        macro = xbusnet_scores(probability, mask, threshold)
+        scores = {
+            "threshold": threshold,
+            **overlap_scores(mask, prediction),
+            "nsd": surface[:, 0],
+            "hd95": surface[:, 1],
+            "macro_dice": macro["dice"],
+            "macro_iou": macro["iou"],
+            "xbusnet_fpr": macro["fpr"],
+        }
+        tables.append(pd.DataFrame(common | scores)[COLUMNS])
+    return pd.concat(tables, ignore_index=True)
+
+
+def _surface_scores(mask, prediction, spacing, tolerance) -> tuple[float, float]:
+    if not mask.any() and not prediction.any():
+        return 1.0, 0.0
+    if not mask.any() or not prediction.any():
+        return 0.0, float(np.linalg.norm(np.multiply(mask.shape, spacing)))
+    surfaces = surface_distances(mask, prediction, spacing)
+    return surface_dice(*surfaces, tolerance), hausdorff(*surfaces)

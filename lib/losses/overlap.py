@@ -1,0 +1,93 @@
+"""Overlap losses: Dice and its relatives, on logits.
+
+Unless a docstring says otherwise: logits [B, K, *S], mask [B, K, *S] with values in [0, 1], K = 1 for one
+foreground class; the result is a scalar. Half-precision logits are raised to float32 first.
+"""
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss, TverskyLoss
+from torch import Tensor
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def dice(logits: Tensor, mask: Tensor) -> Tensor:
+    """Soft Dice per image and class, 1 - (2 Σpy + 1) / (Σp + Σy + 1), averaged."""
+    return DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)(_full(logits), mask)
+
+
+def bce(logits: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy averaged over every pixel of the batch."""
+    logits = _full(logits)
+    return F.binary_cross_entropy_with_logits(logits, mask.to(logits.dtype))
+
+
+def dice_bce(logits: Tensor, mask: Tensor) -> Tensor:
+    """Dice plus binary cross-entropy, equal weights."""
+    return dice(logits, mask) + bce(logits, mask)
+
+
+def tversky(logits: Tensor, mask: Tensor, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
+    """Tversky loss, 1 - (TP + 1) / (TP + α FP + β FN + 1), per image and class, averaged.
+
+    The default favours sensitivity (Salehi et al. 2017, arXiv 1706.05721).
+    """
+    return TverskyLoss(sigmoid=True, alpha=alpha, beta=beta, smooth_nr=1.0, smooth_dr=1.0)(_full(logits), mask)
+
+
+def tversky_specific(logits: Tensor, mask: Tensor) -> Tensor:
+    """Tversky loss with the weights turned round (α = .7, β = .3): it favours few false positives."""
+    return tversky(logits, mask, alpha=0.7, beta=0.3)
+
+
+def xbusnet_dice(logits: Tensor, mask: Tensor) -> Tensor:
+    """Soft Dice of XBusNet, 1 - 2 (Σpy + 1) / (Σp + Σy + 1), averaged.
+
+    The smoothing stands inside the doubled numerator, so an image without foreground can reach -1.
+    Source: rmallina14/XBusNet @ba770f6, diceloss.py.
+    """
+    return DiceLoss(sigmoid=True, smooth_nr=2.0, smooth_dr=1.0)(_full(logits), mask)
+
+
+def zept_dice(probability: Tensor, mask: Tensor) -> Tensor:
+    """Binary Dice of ZePT, 1 - 2 Σpy / (Σp + Σy + 1), averaged over the rows that are labelled.
+
+    probability, mask: [rows, *S]; a row whose first mask value is -1 is unlabelled and left out.
+    Source: Yankai96/ZePT, utils/loss.py.
+    """
+    labelled = mask.flatten(1)[:, 0] != -1
+    return DiceLoss(smooth_nr=0.0, smooth_dr=1.0)(probability[labelled, None], mask[labelled, None])
+
+
+def dice_ce(
+    logits: Tensor,
+    labels: Tensor,
+    smooth: float = 1e-5,
+    batch_dice: bool = False,
+    do_bg: bool = False,
+    ignore_label: int | None = None,
+) -> Tensor:
+    """Cross-entropy minus soft Dice of nnU-Net, for exclusive classes (softmax); -1 is its minimum.
+
+    logits: [B, K >= 2, *S]; labels: [B, 1, *S] class numbers. `batch_dice` pools the batch before the ratio,
+    `do_bg` keeps class 0 in the Dice, voxels of `ignore_label` count in neither term. MONAI's DiceCELoss has
+    no ignored label, hence not used here. Source: MIC-DKFZ/nnUNet, training/loss/dice.py and compound_losses.py.
+    """
+    if logits.shape[1] < 2:
+        raise ValueError("dice_ce was given one channel but compares at least two classes: use dice_bce instead.")
+    logits, labels = _full(logits), labels[:, 0].long()
+    kept = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
+    labels = torch.where(kept, labels, 0)
+    entropy = F.cross_entropy(logits, labels, reduction="none")[kept].sum() / kept.sum().clamp(min=1)
+
+    probability = logits.softmax(1) * kept[:, None]
+    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1) * kept[:, None]
+    if not do_bg:
+        probability, truth = probability[:, 1:], truth[:, 1:]
+    axes = ([0] if batch_dice else []) + list(range(2, logits.ndim))
+    overlap = (probability * truth).sum(axes)
+    total = probability.sum(axes) + truth.sum(axes)
+    return entropy - ((2 * overlap + smooth) / (total + smooth).clamp(min=1e-8)).mean()

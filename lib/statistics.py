@@ -1,0 +1,251 @@
+"""Intervals and tests on per-case scores.
+
+Scores are [cases] or [seeds, cases]; `patients` names the patient of each case. A bootstrap resample draws patients
+with replacement and, independently, seeds where there are several (paired arms share both draws); the statistic is
+the mean over the drawn cases and seeds. Two or three seeds understate the spread between seeds: see `n_seeds`.
+Draws depend on `seed` alone and the sums are exact, so results repeat bit for bit whatever the thread count.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+_CHUNK = 1 << 19  # drawn patients held in memory at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval, what it rests on, and how it was obtained."""
+
+    mean: float
+    low: float
+    high: float
+    n_cases: int
+    n_patients: int
+    n_seeds: int
+    method: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+# --- Bootstrap
+
+
+def bootstrap_means(scores: np.ndarray, patients: Sequence, n: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Resample the mean score of several models at once, with the same draws for each.
+
+    scores: [models, cases] or [models, seeds, cases]; the result is [n, models].
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim == 2:
+        scores = scores[:, None]
+    _check(scores, patients)
+    models, seeds, _ = scores.shape
+    names, patient = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    order = np.argsort(patient, kind="stable")
+    first = np.searchsorted(patient[order], np.arange(len(names)))
+    # [patients, models * seeds + 1]: the sum of each patient's scores, and the number of the patient's cases.
+    table = np.add.reduceat(scores[..., order], first, axis=-1).reshape(models * seeds, -1).T
+    table = np.column_stack([_exactly_summable(table, len(names)), np.bincount(patient)])
+
+    totals = np.concatenate([weights @ table for weights in _draws(len(names), n, np.random.default_rng([seed, 0]))])
+    means = (totals[:, :-1] / totals[:, -1:]).reshape(n, models, seeds)
+    if seeds == 1:
+        return means[..., 0]
+    weights = np.concatenate(list(_draws(seeds, n, np.random.default_rng([seed, 1]))))
+    return (means * weights[:, None]).sum(-1) / seeds
+
+
+def _draws(size: int, n: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield how often each of `size` units is drawn, [rows, size] at a time, until there are n rows."""
+    rows = max(1, _CHUNK // size)
+    for start in range(0, n, rows):
+        count = min(rows, n - start)
+        drawn = generator.integers(0, size, (count, size), dtype=np.int32) + size * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size).astype(np.float64)
+
+
+def _exactly_summable(table: np.ndarray, terms: int) -> np.ndarray:
+    """Round to the finest grid on which any `terms` of these numbers add up without further rounding."""
+    largest = max(np.abs(table).max() * terms, np.finfo(np.float64).tiny * 2**52)
+    step = 2.0 ** (np.ceil(np.log2(largest)) - 52)
+    return np.round(table / step) * step
+
+
+def _check(scores: np.ndarray, patients: Sequence) -> None:
+    if scores.shape[-1] != len(patients) or scores.shape[-1] == 0:
+        raise ValueError(
+            f"Scores of shape {scores.shape} and {len(patients)} patients do not match: give one patient name per "
+            "case, and cases in the last axis."
+        )
+    missing = int(np.isnan(scores).sum())
+    if missing:
+        raise ValueError(f"{missing} of {scores.size} scores are NaN: drop those cases before averaging.")
+
+
+def interval(values: np.ndarray, patients: Sequence, n: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean score with the percentile bootstrap interval over patients (and seeds)."""
+    values = np.atleast_2d(np.asarray(values, np.float64))
+    low, high = np.quantile(bootstrap_means(values[None], patients, n, seed)[:, 0], _tails())
+    seeds = len(values)
+    method = f"percentile bootstrap over patients{' and seeds' if seeds > 1 else ''}, {n} resamples"
+    return Interval(
+        float(values.mean()), float(low), float(high), values.shape[1], len(np.unique(patients)), seeds, method
+    )
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, patients: Sequence, n: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean difference a - b, case by case and seed by seed, with its bootstrap interval."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"Paired scores have shapes {a.shape} and {b.shape}: give both arms the same cases and seeds.")
+    return interval(a - b, patients, n, seed)
+
+
+def paired_table(table: pd.DataFrame, metric: str, arm_a: str, arm_b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Line up two arms of a tidy per-case table: scores of a and b [seeds, cases], and patients [cases].
+
+    Columns used: arm, seed, dataset, case_id, patient_id and the metric; one row per arm, seed and case.
+    """
+    grids = {}
+    for arm in (arm_a, arm_b):
+        rows = table[table["arm"] == arm]
+        if rows.empty:
+            raise ValueError(f"No arm {arm!r} in this table: it holds {', '.join(sorted(table['arm'].unique()))}.")
+        if rows.duplicated(["seed", "dataset", "case_id"]).any():
+            raise ValueError(
+                f"Arm {arm!r} has several rows for one seed and case: select one test and one threshold first."
+            )
+        grids[arm] = rows.pivot(index="seed", columns=["dataset", "case_id"], values=metric).sort_index(axis=1)
+    a, b = grids[arm_a], grids[arm_b]
+    if not a.index.equals(b.index) or not a.columns.equals(b.columns):
+        raise ValueError(
+            f"Arms {arm_a!r} and {arm_b!r} do not pair: {len(a)} and {len(b)} seeds, {a.shape[1]} and {b.shape[1]} "
+            "cases, not all the same; run both arms with the same seeds on the same test."
+        )
+    patient = table.drop_duplicates(["dataset", "case_id"]).set_index(["dataset", "case_id"])["patient_id"]
+    patients = np.array([f"{key[0]}/{patient[key]}" for key in a.columns])
+    return a.to_numpy(np.float64), b.to_numpy(np.float64), patients
+
+
+def _tails() -> list[float]:
+    return [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+
+
+# --- Tests
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Adjust a family of p-values by Holm's step-down method (Holm 1979)."""
+    p = np.asarray(p, np.float64)
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def wilcoxon_holm(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], patients: Sequence | None = None) -> pd.DataFrame:
+    """Wilcoxon signed-rank test of each pair of arms, with Holm's correction over the family.
+
+    pairs: name -> (a, b), each [cases] or [seeds, cases]. Seeds are averaged first, and where `patients` are given
+    the cases of a patient too, since the test takes its units as independent. A pair without any difference has p = 1.
+    """
+    rows = []
+    for name, (a, b) in pairs.items():
+        difference = np.atleast_2d(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean(0)
+        groups = np.arange(len(difference)) if patients is None else np.asarray(patients)
+        _check(difference, groups)
+        difference = pd.Series(difference).groupby(groups).mean().to_numpy()
+        p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
+        rows.append(
+            {"pair": name, "n": len(difference), "median_difference": float(np.median(difference)), "p": float(p)}
+        )
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"]))
+
+
+# --- Rankings
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How sure an order of models is.
+
+    order: names, best first; probability: [models, ranks 1..models] over the resamples (ties share the better rank);
+    tau: Kendall's τ between the order of a resample and the order of the data, with its interval.
+    """
+
+    order: list[str]
+    probability: pd.DataFrame
+    tau: Interval
+
+
+def ranking_stability(
+    scores: Mapping[str, np.ndarray],
+    patients: Sequence,
+    higher_is_better: bool = True,
+    n: int = RESAMPLES,
+    seed: int = 0,
+) -> Ranking:
+    """Rank models by mean score in each bootstrap resample; scores: model -> [cases] or [seeds, cases]."""
+    if len(scores) < 2:
+        raise ValueError(f"A ranking needs two or more models but got {len(scores)}.")
+    stacked = np.stack([np.atleast_2d(np.asarray(values, np.float64)) for values in scores.values()])
+    sign = 1 if higher_is_better else -1
+    observed = sign * stacked.mean((1, 2))
+    means = sign * bootstrap_means(stacked, patients, n, seed)
+    rank = 1 + (means[:, None, :] > means[:, :, None]).sum(-1)  # [n, models]
+    models = np.arange(len(scores))
+    probability = (rank[:, :, None] == models + 1).mean(0)
+    first, second = np.triu_indices(len(scores), 1)
+    agreement = np.sign(means[:, first] - means[:, second]) * np.sign(observed[first] - observed[second])
+    tau = agreement.mean(1)
+    names, best = list(scores), np.argsort(-observed, kind="stable")
+    low, high = np.quantile(tau, _tails())
+    _, seeds, cases = stacked.shape
+    method = f"Kendall's tau to the observed order, {n} resamples"
+    return Ranking(
+        order=[names[i] for i in best],
+        probability=pd.DataFrame(probability[best], index=[names[i] for i in best], columns=models + 1),
+        tau=Interval(float(tau.mean()), float(low), float(high), cases, len(np.unique(patients)), seeds, method),
+    )
+
+
+# --- Published numbers
+
+
+def reconstruct_interval(mean: float, n: int, sd: float | None = None) -> Interval:
+    """Interval that a published mean over n cases would have had.
+
+    With `sd` (a per-case standard deviation, published or of a pilot): mean ± t·sd/√n, assuming near-normal means.
+    Without: Wilson's score interval of a proportion. It assumes scores in [0, 1]: with mean m they cannot vary more
+    than yes/no scores, whose variance is m(1-m) (Bhatia & Davis 2000), so for independent cases it is too wide, not
+    too narrow.
+    """
+    if n < 2:
+        raise ValueError(f"An interval needs two or more cases but n is {n}.")
+    if sd is not None:
+        half = stats.t.ppf(_tails()[1], n - 1) * sd / np.sqrt(n)
+        return Interval(mean, mean - half, mean + half, n, n, 1, f"reconstructed: normal, per-case SD {sd:g}")
+    if not 0 <= mean <= 1:
+        raise ValueError(f"A mean of {mean} is not within [0, 1]: give it as a fraction, or give a per-case sd.")
+    z2 = stats.norm.ppf(_tails()[1]) ** 2
+    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    method = "reconstructed: Wilson, largest SD that scores in [0, 1] allow"
+    return Interval(mean, float(centre - half), float(centre + half), n, n, 1, method)
+
+
+def resolvable_gap(sd_difference: float, n: int, power: float = 0.8) -> float:
+    """Smallest true paired difference that n cases show at two-sided 5 % with this power.
+
+    (z_{0.975} + z_power) · sd / √n for the standard deviation of the per-case difference. A difference that was not
+    found and is smaller than this gap is no evidence that the arms are equal.
+    """
+    return float((stats.norm.ppf(_tails()[1]) + stats.norm.ppf(power)) * sd_difference / np.sqrt(n))
