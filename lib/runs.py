@@ -1,0 +1,629 @@
+"""Experiments and their run records: each is made once, and found again by a key of all that can change its numbers.
+
+runs/records/<key>/ holds record.json, cases.csv and log.csv; runs/weights/<fit key>.safetensors the trained weights
+with a .json of what the training cost; runs/checkpoints/ the trainings under way. A record's weights have their own
+key, without the tests, so that a new test of a trained model never trains it again.
+"""
+
+import ast
+import errno
+import hashlib
+import inspect
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+from filelock import FileLock
+from torch import nn
+
+from lib import losses, models
+from lib.data import Case, Dataset, Feed, ImageCache, atomic_write, guard_leakage, load_dataset, sha256_file
+from lib.evaluation import evaluate
+from lib.text import CaptionBank, PromptPolicy, texts_for
+from lib.training import Budget, fit
+
+HOME = Path(__file__).resolve().parent.parent
+VERSIONS = ("torch", "torchvision", "monai", "timm", "open_clip_torch", "transformers", "lightning", "numpy", "scipy")
+FILES = ("cases.csv", "log.csv", "record.json")
+DIGITS = 5  # significant digits kept in a record
+
+
+@dataclass(frozen=True)
+class Test:
+    """One look at a trained model: some cases of a dataset, read with some prompts."""
+
+    name: str
+    dataset: str
+    prompts: PromptPolicy
+    split: str = "test"
+    switches: tuple[tuple[str, object], ...] = ()  # attributes of the model, set during this test only
+    thresholds: tuple[float, ...] = (0.5,)
+    worded: bool = False  # only cases that have text in the policy's columns
+    limit: int | None = None  # the first cases in an order that depends on nothing but their ids
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training and the tests of what it learned."""
+
+    arm: str  # the chapter's name for it, which is no part of any key
+    model: str
+    train: tuple[str, ...]  # dataset folders
+    prompts: PromptPolicy
+    tests: tuple[Test, ...]
+    config: tuple[tuple[str, object], ...] = ()
+    loss: str = "dice_bce"
+    prompt_dropout: float = 0.0
+    encoder: str = "minilm"
+    size: int = 96
+    channels: int = 1
+    augment: str = "none"
+    budget: Budget = Budget()
+    seed: int = 0
+    drop_empty: bool = True  # leave out cases without a lesion, in training and tests
+    limit: int | None = None  # training cases per dataset, chosen as in Test
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run leaves; `cases` is the per-case table of lib.evaluation with `test` and `worded` added."""
+
+    key: str
+    arm: str
+    experiment: dict
+    cases: pd.DataFrame
+    log: pd.DataFrame
+    meta: dict
+    folder: Path
+    weights: Path | None  # None where only the record was kept
+
+
+# ---- keys -----------------------------------------------------------------------------------------------------------
+
+
+def key(experiment: Experiment, data: Path = Path("data"), root: Path = Path("runs")) -> str:
+    """Name a run by its experiment, the data, the sources, the pinned packages and the device class."""
+    return _key(experiment, data, root, "arm")
+
+
+def fit_key(experiment: Experiment, data: Path = Path("data"), root: Path = Path("runs")) -> str:
+    """Name the trained weights: as `key`, without the tests and what only they need."""
+    return _key(experiment, data, root, "arm", "tests")
+
+
+def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
+    code = []
+    for kind, name, known in (("model", experiment.model, models.MODELS), ("loss", experiment.loss, losses.LOSSES)):
+        if name not in known:
+            raise ValueError(f"Arm '{experiment.arm}' asks for the {kind} '{name}': use one of {', '.join(known)}.")
+        code.append(known[name])
+    modules = ["lib.data", "lib.text", "lib.training", *(target.split(":")[0] for target in code)]
+    steps, names = [_Selection, _training_cases, _feed, train], set(experiment.train)
+    if "tests" not in left_out:
+        modules += ["lib.evaluation"]
+        steps += [_test_cases, _judge, _write]
+        names |= {test.dataset for test in experiment.tests}
+    lock = HOME / "requirements.lock"
+    facts = {
+        "experiment": {name: value for name, value in asdict(experiment).items() if name not in left_out},
+        "datasets": {name: dataset(data, name).card.fingerprint for name in sorted(names)},
+        "sources": [*code, _sources(tuple(modules)), *map(_source, steps)],
+        "encoder": _captions(experiment.encoder, Path(root) / "captions").path.stem,  # name and weights
+        "lock": sha256_file(lock) if lock.is_file() else "none",
+        "device": _device_class(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def sources_hash(modules: Iterable[str], home: Path = HOME) -> str:
+    """Hash what the named `lib` modules do, with all `lib` modules that they import; their wording does not count."""
+    waiting, seen = list(modules), {}
+    while waiting:
+        name = waiting.pop()
+        path = home.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if (
+            name in seen or not path.is_file()
+        ):  # no file: `from lib.text import Prompts` names no module lib.text.Prompts
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        seen[name] = _meaning(tree)
+        package = (name if path.name == "__init__.py" else name.rpartition(".")[0]).split(".")
+        for node in ast.walk(tree):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1] if node.level else []
+                source = ".".join([*above, *([node.module] if node.module else [])])
+                found = [source, *(f"{source}.{name}" for name in found)]
+            for name in found:
+                parts = name.split(".")  # importing a.b.c runs the packages a and a.b
+                waiting += [".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "lib"]
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+
+_sources = cache(sources_hash)
+
+
+@cache
+def _source(step: Callable) -> str:
+    """What one step of a run, defined in this file, does: the file as a whole is more than that."""
+    return json.dumps(_meaning(ast.parse(inspect.getsource(step))))
+
+
+def _meaning(node: object) -> object:
+    """Syntax as nested lists that layout, comments and docstrings do not change, and on which Python versions agree."""
+    if isinstance(node, list):
+        return [_meaning(item) for item in node if not _is_wording(item)]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return [type(node).__name__, *([name, _meaning(value)] for name, value in fields if name != "ctx")]
+
+
+def _is_wording(node: object) -> bool:
+    """A docstring, or a registry of "module:function": a new entry changes no run, and the one used is in the key."""
+    value = getattr(node, "value", None)
+    if isinstance(node, ast.Expr):
+        return isinstance(value, ast.Constant)
+    if not (isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(value, ast.Dict) and value.values):
+        return False
+    return all(re.match(r"'lib[.\w]*:\w+'$", repr(getattr(entry, "value", None))) for entry in value.values)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _device_class() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+# ---- material -------------------------------------------------------------------------------------------------------
+
+
+def dataset(data: Path, name: str) -> Dataset:
+    """Read a dataset folder, once per process; raises ValueError with the folders there are."""
+    card = Path(data) / name / "card.json"
+    if not card.is_file():
+        script = f"phantoms.py {name[8:]}" if name.startswith("phantom_") else f"{name}.py"
+        there = ", ".join(sorted(path.parent.name for path in Path(data).glob("*/card.json"))) or "none"
+        raise ValueError(
+            f"There is no dataset '{name}' in {data} (found: {there}): "
+            f"make it with `python data_scripts/{script} --out {card.parent}`."
+        )
+    return _dataset(card.parent, card.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _dataset(folder: Path, written: int) -> Dataset:
+    """`written` is the time of the card: a dataset made again is read again."""
+    return load_dataset(folder)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Which cases: a split of some folders; with text in one column of each group; at most `limit` per folder."""
+
+    folders: tuple[tuple[Path, int], ...]
+    split: str
+    worded: tuple[tuple[str, ...], ...] = ()
+    limit: int | None = None
+
+    def cases(self) -> list[Case]:
+        chosen = []
+        for folder in self.folders:
+            source = _dataset(*folder)
+            cases = [
+                case
+                for case in source.split(self.split)
+                if all(any(case.prompts.get(column) is not None for column in group) for group in self.worded)
+            ]
+            if not cases:
+                raise ValueError(
+                    f"No case of the split '{self.split}' of '{source.card.name}' has text in "
+                    f"{' and '.join(' or '.join(group) for group in self.worded)}: "
+                    f"its prompt columns are {', '.join(source.card.prompts) or 'none'}."
+                )
+            # By hash, so that a smaller limit takes a part of what a larger one takes, whatever the seed.
+            first = sorted(cases, key=lambda case: hashlib.sha256(case.case_id.encode()).digest())[: self.limit]
+            ids = {case.case_id for case in first}
+            chosen += [case for case in cases if case.case_id in ids]
+        return chosen
+
+
+def _folders(data: Path, names: Iterable[str]) -> tuple[tuple[Path, int], ...]:
+    roots = [dataset(data, name).root for name in names]
+    return tuple((root, (root / "card.json").stat().st_mtime_ns) for root in roots)
+
+
+def _training_cases(experiment: Experiment, data: Path, split: str) -> _Selection:
+    limit = experiment.limit if split == "train" else None
+    return _Selection(_folders(data, experiment.train), split, limit=limit)
+
+
+def _test_cases(test: Test, data: Path) -> _Selection:
+    columns = tuple(column for _, column in test.prompts.columns)
+    variant = test.prompts.perturbation.partition("published:")[2]
+    roles = test.prompts.roles or tuple(role for role, _ in test.prompts.columns)
+    groups = [columns] if test.worded else []
+    if variant:  # only the cases whose text somebody rewrote in this way
+        groups.append(tuple(f"{role}@{variant}" for role in roles))
+    return _Selection(_folders(data, [test.dataset]), test.split, tuple(groups), test.limit)
+
+
+@lru_cache(maxsize=8)
+def _images(selection: _Selection, size: int, channels: int, drop_empty: bool, device: str) -> ImageCache:
+    return ImageCache.load(selection.cases(), size, channels, device, drop_empty)
+
+
+@lru_cache(maxsize=4)
+def _captions(name: str, folder: Path) -> CaptionBank:
+    return CaptionBank(name, folder)
+
+
+def _feed(experiment: Experiment, selection: _Selection, policy: PromptPolicy, root: Path, augment="none") -> Feed:
+    images = _images(selection, experiment.size, experiment.channels, experiment.drop_empty, _device())
+    captions = _captions(experiment.encoder, root / "captions")
+    return Feed(images, captions.prompts(texts_for(images.cases, policy)), augment)
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time in a process, on one CPU thread, so that the same key gives the same numbers anywhere.
+
+    The threads of a process share the random state, which is put back, and the thread count, which sums depend on.
+    """
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Path("runs")) -> Path:
+    """Return the weights of an experiment, trained now (or further, after a kill) if they are not there."""
+    name = fit_key(experiment, data, root)
+    path = root / "weights" / f"{name}.safetensors"
+    checkpoint = root / "checkpoints" / f"{name}.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    # Chapters that run at the same time share arms: the second one waits for the weights of the first.
+    with FileLock(checkpoint.with_suffix(".lock")), _alone():
+        if not (path.is_file() and path.with_suffix(".json").is_file()):
+            feeds = {
+                split: _feed(experiment, _training_cases(experiment, data, split), experiment.prompts, root, augment)
+                for split, augment in (("train", experiment.augment), ("val", "none"))
+            }
+            torch.manual_seed(experiment.seed)
+            model = models.build(experiment.model, **dict(experiment.config))
+            if hasattr(model, "calibrate_text"):
+                model.calibrate_text(feeds["train"].prompts.to("cpu"))
+            trained = fit(
+                model,
+                losses.loss(experiment.loss),
+                feeds["train"],
+                feeds["val"],
+                experiment.budget,
+                seed=experiment.seed,
+                prompt_dropout=experiment.prompt_dropout,
+                checkpoint=checkpoint,
+                device=_device(),
+            )
+            notes = {"fit_key": name, "encoder": experiment.encoder, "size": experiment.size}
+            facts = {
+                "sha256": models.save(path, model, experiment.model, dict(experiment.config), **notes),
+                "seconds": trained.seconds,
+                "peak_memory_mb": trained.peak_memory_mb,
+                "best_step": trained.best_step,
+                "resumed_at": trained.resumed_at,
+                "n_parameters": sum(p.numel() for p in model.parameters()),
+                "n_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "provenance": getattr(model, "provenance", {}),
+                "log": trained.log.to_dict("records"),
+            }
+            atomic_write(path.with_suffix(".json"), json.dumps(facts))
+        checkpoint.unlink(missing_ok=True)
+    return path
+
+
+def run(
+    experiment: Experiment, *, data: Path = Path("data"), root: Path = Path("runs"), published: Path | None = None
+) -> Record:
+    """Return the record of an experiment: found by its key, else from its trained weights, else from a new training.
+
+    `published` is a second folder of records to look in. Raises one sentence before training for a dataset,
+    column, switch or split that the tests ask for and is not there, and LeakageError.
+    """
+    data, root = Path(data), Path(root)
+    name = key(experiment, data, root)
+    if found := _find(name, experiment, data, root, published):
+        return found
+    with _alone():
+        _check_switches(experiment)
+        selections = [_test_cases(test, data) for test in experiment.tests]
+        seen = [case for split in ("train", "val") for case in _training_cases(experiment, data, split).cases()]
+        guard_leakage(seen, [case for selection in selections for case in selection.cases()])
+        feeds = [
+            _feed(experiment, selection, test.prompts, root)
+            for selection, test in zip(selections, experiment.tests, strict=True)
+        ]
+        weights = train(experiment, data=data, root=root)
+        facts = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+        model, _ = models.load(weights, facts["sha256"])
+        started = time.perf_counter()
+        tables = [_judge(model, feed, test) for feed, test in zip(feeds, experiment.tests, strict=True)]
+        evaluate_seconds = time.perf_counter() - started
+    settings = asdict(experiment)
+    del settings["arm"]
+    record = {
+        "key": name,
+        "arm": experiment.arm,
+        "experiment": settings,
+        "meta": {
+            "fit_key": weights.stem,
+            "weights_sha256": facts.pop("sha256"),
+            "fit_seconds": facts["seconds"],
+            "evaluate_seconds": evaluate_seconds,
+            **facts,
+            "seconds": facts["seconds"] + evaluate_seconds,
+            **_surroundings(experiment, data),
+        },
+    }
+    log = pd.DataFrame(record["meta"].pop("log"))
+    _write(root / "records" / name, record, pd.concat(tables, ignore_index=True), log)
+    return replace(load_record(root / "records" / name), arm=experiment.arm)
+
+
+def _judge(model: nn.Module, feed: Feed, test: Test) -> pd.DataFrame:
+    before = {name: getattr(model, name) for name, _ in test.switches}
+    try:
+        for name, value in test.switches:
+            setattr(model, name, value)
+        table = evaluate(model, feed, thresholds=test.thresholds, device=_device())
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
+    columns = [column for _, column in test.prompts.columns]
+    worded = {c.case_id: any(c.prompts.get(column) is not None for column in columns) for c in feed.cache.cases}
+    table.insert(0, "test", test.name)
+    return table.assign(worded=table["case_id"].map(worded))
+
+
+def _check_switches(experiment: Experiment) -> None:
+    names = [(test.name, test.dataset) for test in experiment.tests]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            f"Arm '{experiment.arm}' has two tests {min(twice)}: give each test of a dataset its own name."
+        )
+    wanted = [(test.name, *switch) for test in experiment.tests for switch in test.switches]
+    valid = models.build(experiment.model, **dict(experiment.config)).switches if wanted else {}
+    for test, name, value in wanted:
+        if value not in valid.get(name, ()):
+            offered = "; ".join(f"{known} = {' | '.join(map(str, values))}" for known, values in valid.items())
+            raise ValueError(
+                f"Test '{test}' of arm '{experiment.arm}' sets {name} = {value!r}, which model '{experiment.model}' "
+                f"does not offer: use {offered or 'no switches'}."
+            )
+
+
+# ---- records --------------------------------------------------------------------------------------------------------
+
+
+def load_record(folder: Path) -> Record:
+    """Read a record folder; raises ValueError with the remedy if it is damaged."""
+    folder = Path(folder)
+    try:
+        stored = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        words = dict.fromkeys(("test", "dataset", "case_id", "patient_id"), str)
+        # Exactly the numbers that were written, and no patient called "NA" taken for a missing one.
+        exact = {"float_precision": "round_trip", "keep_default_na": False, "na_values": [""]}
+        cases = pd.read_csv(folder / "cases.csv", dtype=words, **exact)
+        log = pd.read_csv(folder / "log.csv", **exact)
+        weights = folder.parent.parent / "weights" / f"{stored['meta']['fit_key']}.safetensors"
+        return Record(cases=cases, log=log, folder=folder, weights=weights if weights.is_file() else None, **stored)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Run record {folder} is damaged ({error}): delete that folder and run again.") from error
+
+
+def _find(name: str, experiment: Experiment, data: Path, root: Path, published: Path | None) -> Record | None:
+    for folder in (root / "records" / name, *([Path(published) / name] if published else [])):
+        if (folder / "record.json").is_file():
+            record = load_record(folder)
+            weights = record.weights or root / "weights" / f"{record.meta['fit_key']}.safetensors"
+            return replace(record, arm=experiment.arm, weights=weights if weights.is_file() else None)
+    return None
+
+
+def _write(folder: Path, record: dict, cases: pd.DataFrame, log: pd.DataFrame) -> None:
+    """Write a record folder out of sight and show it when it is whole; floats are cut to DIGITS before."""
+    draft = folder.with_name(f".{folder.name[:12]}.{uuid.uuid4().hex[:8]}")
+    try:
+        draft.mkdir(parents=True)
+        for name, table in (("cases", cases), ("log", log)):
+            floats = table.select_dtypes("float").columns
+            table = table.assign(**{c: [float(f"{x:.{DIGITS}g}") for x in table[c]] for c in floats})
+            table.to_csv(draft / f"{name}.csv", index=False, lineterminator="\n")
+        (draft / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, folder)
+    except OSError as error:
+        if (folder / "record.json").is_file():  # another process was faster with the same run
+            return
+        what = "there is no space left on the disk" if error.errno == errno.ENOSPC else str(error)
+        raise OSError(
+            error.errno,
+            f"The record of arm '{record['arm']}' was not written to {folder}: {what}; "
+            "make room and run again, which starts from the trained weights",
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _surroundings(experiment: Experiment, data: Path) -> dict:
+    """Where, when, with what and on what a run was made."""
+    cards = {name: dataset(data, name).card for name in (*experiment.train, *(t.dataset for t in experiment.tests))}
+    return {
+        "device": _device_class(),
+        "threads": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "datasets": {n: {"title": c.title, "level": c.level, "fingerprint": c.fingerprint} for n, c in cards.items()},
+        "levels": {name: card.level for name, card in cards.items()},
+        **_machine(),
+    }
+
+
+@cache
+def _machine() -> dict:
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], cwd=HOME, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain")),
+        "versions": {"python": platform.python_version(), **{n: installed[n] for n in VERSIONS if n in installed}},
+        "hardware": {
+            "cpu": named[0] if named else platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "ram_gb": round(psutil.virtual_memory().total / 2**30),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+# ---- many runs ------------------------------------------------------------------------------------------------------
+
+
+class _Inline(Executor):
+    """Does each task at once, in this process."""
+
+    def submit(self, fn, /, *args, **kwargs) -> Future:
+        future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def executor(
+    kind: str = "process", jobs: int = 2, address: str | None = None, *, retries: int = 0, resources: dict | None = None
+) -> Executor:
+    """Make an executor: "inline", "process" (spawned, `jobs` at a time), or "dask" (a scheduler's address).
+
+    `retries` and `resources`, such as {"GPU": 1}, are passed on to Dask; its workers must see the same folders.
+    """
+    if kind == "inline":
+        return _Inline()
+    if kind == "process":
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        return ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,))
+    if kind == "dask":
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ImportError("Dask is not installed: install it with `pip install .[cluster]`.") from error
+        return Client(address).get_executor(retries=retries, resources=resources or {}, pure=False)
+    raise ValueError(f"Unknown executor '{kind}': use one of inline, process, dask.")
+
+
+def run_all(
+    experiments: Sequence[Experiment],
+    *,
+    executor: Executor | None = None,
+    data: Path = Path("data"),
+    root: Path = Path("runs"),
+    published: Path | None = None,
+    progress: bool = True,
+) -> list[Record]:
+    """Run experiments on an executor (default: one after the other here) and return their records in order.
+
+    Equal experiments run once, and those with the same weights in one task. Where some fail the others are
+    finished and kept, and then one RuntimeError names the failed arms.
+    """
+    data, root = Path(data), Path(root)
+    started = time.perf_counter()
+    keys = [key(experiment, data, root) for experiment in experiments]
+    done: dict[str, Record | Exception] = {}
+    tasks: dict[str, dict[str, Experiment]] = {}
+    for name, experiment in zip(keys, experiments, strict=True):
+        if name not in done and (found := _find(name, experiment, data, root, published)):
+            done[name] = found
+        if name not in done:
+            tasks.setdefault(fit_key(experiment, data, root), {}).setdefault(name, experiment)
+    cached, total = len(done), len(set(keys))
+    quiet = not progress or "PAPERMILL" in os.environ
+
+    def collect(task: dict[str, Experiment], future: Future) -> None:
+        error = future.exception()
+        for name, result in zip(task, [error] * len(task) if error else future.result(), strict=True):
+            done[name] = result
+            if not quiet:
+                outcome = f"failed: {result}" if isinstance(result, Exception) else f"{result.meta['seconds']:.0f} s"
+                print(f"[{len(done)}/{total}] {task[name].arm}, seed {task[name].seed}: {outcome}", flush=True)
+
+    pool = executor or _Inline()
+    waiting: dict[Future, dict[str, Experiment]] = {}
+    try:
+        for task in tasks.values():
+            future = pool.submit(_run_task, list(task.values()), data, root, published)
+            if future.done():
+                collect(task, future)
+            else:
+                waiting[future] = task
+        for future in as_completed(waiting):
+            collect(waiting[future], future)
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
+    arms = dict(zip(keys, experiments, strict=True))
+    failed = {name: result for name, result in done.items() if isinstance(result, BaseException)}
+    if failed:
+        named = "; ".join(f"'{arms[name].arm}' seed {arms[name].seed} ({error})" for name, error in failed.items())
+        raise RuntimeError(f"{len(failed)} of {total} runs failed and the others are kept: {named}.") from next(
+            iter(failed.values())
+        )
+    if progress:
+        print(f"{total} runs: {total - cached} new, {cached} found, {time.perf_counter() - started:.0f} s.")
+    return [replace(done[name], arm=experiment.arm) for name, experiment in zip(keys, experiments, strict=True)]
+
+
+def _run_task(experiments: Sequence[Experiment], data: Path, root: Path, published: Path | None) -> list:
+    """Run experiments that share their weights, and return a record or the error for each."""
+    results = []
+    for experiment in experiments:
+        try:
+            results.append(run(experiment, data=data, root=root, published=published))
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # the worker's own, which does not travel with an error
+            results.append(error)
+    return results

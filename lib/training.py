@@ -1,0 +1,308 @@
+"""One fit() for every model, in which a kill costs nothing but the time since the last validation.
+
+All randomness of a step is a function of (seed, step): which cases, how they are augmented, which prompts
+are dropped, which units a dropout layer silences. There is no generator state to lose, so a resumed run
+repeats the uninterrupted one bit by bit on the same device.
+"""
+
+import hashlib
+import io
+import math
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lib.data import Feed, atomic_write
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast a model learns."""
+
+    steps: int = 500
+    batch: int = 8
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.05  # share of the steps with a linearly rising learning rate
+    clip: float = 1.0  # largest gradient norm
+    ema: float | None = None  # decay of a weight average, which is then what is validated and kept
+    validate_every: int = 50
+    patience: int | None = None  # validations without improvement before stopping
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "validate_every", "lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Budget.{name} is {getattr(self, name)!r}: give a number above 0.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"Budget.precision is {self.precision!r}: use one of {', '.join(PRECISIONS)}.")
+
+
+@dataclass
+class Fit:
+    """What a training leaves beside the weights."""
+
+    log: pd.DataFrame  # one row per validation: step, lr, loss (mean since the last row), valid_dice
+    best_step: int
+    seconds: float  # summed over resumes
+    peak_memory_mb: float
+    resumed_at: int
+
+
+def stream(seed: int, use: str, number: int) -> int:
+    """Derive the 32-bit seed of one use of randomness, such as the augmentation of step 7."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{use}/{number}".encode()).digest()[:4], "big")
+
+
+def order(seed: int, cases: int, batch: int, step: int) -> Tensor:
+    """Case indices of one step; shuffled epochs follow each other without a gap, so every batch is full."""
+    positions = range(step * batch, (step + 1) * batch)
+    epochs = {
+        epoch: torch.randperm(cases, generator=torch.Generator().manual_seed(stream(seed, "order", epoch)))
+        for epoch in {position // cases for position in positions}
+    }
+    return torch.stack([epochs[position // cases][position % cases] for position in positions])
+
+
+def learning_rate(budget: Budget, step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(budget.warmup * budget.steps))
+    if step < warm:
+        return budget.lr * (step + 1) / warm
+    return budget.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, budget.steps - warm)))
+
+
+def foreground_dice(logits: Tensor, mask: Tensor) -> Tensor:
+    """Dice [B] of the foreground at probability 0.5; both empty = 1."""
+    predicted, true = (logits > 0).flatten(1), (mask > 0.5).flatten(1)
+    total = predicted.sum(1) + true.sum(1)
+    return torch.where(total == 0, 1.0, 2 * (predicted & true).sum(1) / total.clamp(min=1))
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    train: Feed,
+    valid: Feed,
+    budget: Budget,
+    *,
+    seed: int,
+    prompt_dropout: float = 0.0,
+    checkpoint: Path | None = None,
+    device: str | torch.device | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Fit:
+    """Train until the budget or the patience ends, and leave the model with its best validation weights.
+
+    loss takes (logits, mask); on_step is called with (steps done, loss). A checkpoint is written at every
+    validation and continued from when it exists; removing it is the caller's decision.
+    Raises FloatingPointError when the loss or its gradient stop being finite.
+    """
+    # Imported here because it costs seconds, which a reader of cached runs need not pay.
+    from lightning.fabric import Fabric
+
+    started = time.perf_counter()
+    place = torch.device(device) if device else None
+    fabric = Fabric(
+        accelerator=place.type if place else "auto",
+        devices=[place.index] if place and place.index is not None else 1,
+        precision=budget.precision,
+    )
+    model.to(fabric.device)
+    # Fabric wraps only the optimiser: its wrapper for models refuses frozen dataclasses, and Prompts is one.
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(_groups(model, budget.weight_decay), lr=budget.lr))
+    state = {"step": 0, "log": [], "best": {}, "seconds": 0.0, "peak": 0.0}
+    state["average"] = _copy(_live(model)) if budget.ema else {}
+    if checkpoint:
+        state["identity"] = _identity(model, loss, train, valid, budget, seed, prompt_dropout)
+        if checkpoint.exists():
+            state = _read(checkpoint, state["identity"], fabric.device)
+            model.load_state_dict(state.pop("model"), strict=False)
+            optimizer.load_state_dict(state.pop("optimizer"))
+            fabric.strategy.precision.load_state_dict(state.pop("precision"))
+    resumed_at, seconds_before, log = state["step"], state["seconds"], state["log"]
+
+    def predict(batch) -> Tensor:
+        with fabric.autocast():
+            return model(batch.image.to(fabric.device), batch.prompts.to(fabric.device)).logits.float()
+
+    @torch.no_grad()
+    def validate() -> float:
+        model.eval()
+        batches = (valid.batch(index) for index in torch.arange(len(valid)).split(budget.batch))
+        return torch.cat([foreground_dice(predict(b), b.mask.to(fabric.device)) for b in batches]).mean().item()
+
+    used_memory = _used_memory(fabric.device)
+    health: list[Tensor] = []  # (loss, gradient norm) of each step since the last validation
+    silent = "PAPERMILL" in os.environ or not sys.stderr.isatty()
+    bar = tqdm(total=budget.steps, initial=resumed_at, disable=silent, unit="step", leave=False)
+    with _fixed_numerics(fabric.device), bar:
+        while state["step"] < budget.steps and not _exhausted(log, budget.patience):
+            step = state["step"]
+            model.train()
+            batch = train.batch(order(seed, len(train), budget.batch, step), stream(seed, "augment", step))
+            if prompt_dropout > 0:
+                generator = torch.Generator().manual_seed(stream(seed, "prompt dropout", step))
+                batch = replace(batch, prompts=batch.prompts.drop(prompt_dropout, generator))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(budget, step)
+            torch.manual_seed(stream(seed, "forward", step))
+            value = loss(predict(batch), batch.mask.to(fabric.device))
+            state["peak"] = max(state["peak"], used_memory())
+            optimizer.zero_grad()
+            fabric.backward(value)
+            norm = fabric.clip_gradients(model, optimizer, max_norm=budget.clip, error_if_nonfinite=False)
+            optimizer.step()
+            state["step"] = step = step + 1
+            health.append(torch.stack([value.detach(), norm]))
+            bar.update()
+            if on_step:
+                on_step(step, value.item())
+            if budget.ema:
+                # A young average forgets faster, or it would still be mostly the random start.
+                _blend(state["average"], _live(model), min(budget.ema, step / (step + 9)))
+            if step % budget.validate_every and step < budget.steps:
+                continue
+
+            mean_loss = _healthy(health, step, budget)
+            health.clear()
+            current = _copy(_live(model)) if budget.ema else {}
+            model.load_state_dict(state["average"], strict=False)
+            dice = validate()
+            if not log or dice > _best(log)["valid_dice"]:
+                state["best"] = _copy(_live(model))
+            model.load_state_dict(current, strict=False)
+            lr = learning_rate(budget, step - 1)
+            log.append({"step": step, "lr": lr, "loss": mean_loss, "valid_dice": dice})
+            bar.set_postfix(loss=f"{mean_loss:.3f}", dice=f"{dice:.3f}")
+            state["seconds"] = seconds_before + time.perf_counter() - started
+            if checkpoint:
+                moving = {
+                    "optimizer": optimizer.state_dict(),
+                    "precision": fabric.strategy.precision.state_dict(),
+                }
+                buffer = io.BytesIO()
+                torch.save({**state, **moving, "model": _live(model)}, buffer)
+                atomic_write(checkpoint, buffer.getvalue())
+    model.load_state_dict(state["best"], strict=False)
+    model.eval()
+    return Fit(pd.DataFrame(log), _best(log)["step"], state["seconds"], state["peak"], resumed_at)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters only; norms, biases and single learned vectors are not decayed."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _live(model: nn.Module) -> dict[str, Tensor]:
+    """All that training can change: the state without frozen parameters (usually a large backbone)."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _blend(average: dict[str, Tensor], state: dict[str, Tensor], decay: float) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            average[name].lerp_(tensor, 1 - decay)
+        else:
+            average[name].copy_(tensor)
+
+
+def _best(log: list[dict]) -> dict:
+    return max(log, key=lambda row: row["valid_dice"])  # max keeps the earliest of equals
+
+
+def _exhausted(log: list[dict], patience: int | None) -> bool:
+    return bool(patience and log) and len(log) - 1 - log.index(_best(log)) >= patience
+
+
+def _healthy(health: list[Tensor], step: int, budget: Budget) -> float:
+    """Mean loss since the last validation; checked all at once, so that a GPU need not wait at each step."""
+    rows = torch.stack(health).tolist()
+    for number, (loss, norm) in enumerate(rows, start=step - len(rows) + 1):
+        # In float16 an infinite gradient is normal: the loss scaler skips that step and scales down.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or budget.precision == "16-mixed"):
+            culprit = "gradient" if math.isfinite(loss) else "loss"
+            raise FloatingPointError(
+                f"The {culprit} stopped being finite at step {number} of {budget.steps}: lower Budget.lr (now "
+                f"{budget.lr:g}), lengthen Budget.warmup (now {budget.warmup:g}) or use precision '32-true' "
+                f"(now '{budget.precision}')."
+            )
+    return sum(loss for loss, _ in rows) / len(rows)
+
+
+def _identity(model, loss, train: Feed, valid: Feed, budget: Budget, seed: int, prompt_dropout: float) -> str:
+    """Fingerprint of what decides the numbers of a training, so that no foreign checkpoint is continued."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    settings = (asdict(budget), seed, prompt_dropout, getattr(loss, "__qualname__", type(loss)), shapes)
+    digest = hashlib.sha256(repr(settings).encode())
+    for feed in (train, valid):
+        for index in torch.arange(len(feed)).split(64):
+            batch = feed.batch(index)
+            for tensor in (
+                batch.image,
+                batch.mask,
+                *(batch.prompts.pooled[r] for r in sorted(batch.prompts.pooled)),
+            ):
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(checkpoint: Path, identity: str, device: torch.device) -> dict:
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"Checkpoint {checkpoint} is damaged: delete it to train from the start.") from error
+    if state.get("identity") != identity:
+        raise ValueError(
+            f"Checkpoint {checkpoint} belongs to another run (its budget, seed, data or model differ): "
+            "give another checkpoint path, or delete the file to train from the start."
+        )
+    return state
+
+
+def _used_memory(device: torch.device) -> Callable[[], float]:
+    """A gauge in MB since now: the allocator's own peak on a GPU, the growth of the process on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: torch.cuda.max_memory_allocated(device) / 2**20
+    process = psutil.Process()
+    before = process.memory_info().rss
+    return lambda: (process.memory_info().rss - before) / 2**20
+
+
+@contextmanager
+def _fixed_numerics(device: torch.device) -> Iterator[None]:
+    """Leave the caller's random state alone and, on a GPU, ask for kernels that add in a fixed order."""
+    cuda = device.type == "cuda"
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        if cuda:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -1,0 +1,467 @@
+"""Runs: what a key knows, what is done only once, and that neither a kill nor a full disk leaves half a record."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_tiny_dataset
+
+from lib import runs
+from lib.data import LeakageError, load_dataset
+from lib.runs import Experiment, fit_key, key, load_record, run, run_all, sources_hash
+from lib.text import PromptPolicy
+from lib.training import Budget
+
+ROOT = Path(__file__).resolve().parents[1]
+POLICY = PromptPolicy((("global", "global"), ("local", "local")))
+TIMES = ["seconds"]
+
+
+def look(name="present", dataset="tiny", perturbation="none", **more):
+    return runs.Test(name, dataset, dataclasses.replace(POLICY, perturbation=perturbation), **more)
+
+
+EXPERIMENT = Experiment(
+    arm="mixed",
+    model="text_only",
+    config=(("size", "tiny"), ("text_dim", 64)),
+    train=("tiny",),
+    prompts=POLICY,
+    prompt_dropout=0.5,
+    encoder="hash",
+    size=32,
+    augment="photometric",
+    budget=Budget(steps=2, batch=4, validate_every=1),
+    tests=(look(),),
+)
+
+
+@pytest.fixture
+def place(tiny_dataset, tmp_path, monkeypatch):
+    """The data and root folder of a run, as keyword arguments."""
+    monkeypatch.delenv("PAPERMILL", raising=False)
+    return {"data": tmp_path / "data", "root": tmp_path / "runs"}
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """The seeds of the trainings that really took place."""
+    made, fit = [], runs.fit
+
+    def counted(*args, **given):
+        made.append(given["seed"])
+        return fit(*args, **given)
+
+    monkeypatch.setattr(runs, "fit", counted)
+    return made
+
+
+def change(**fields):
+    return dataclasses.replace(EXPERIMENT, **fields)
+
+
+def numbers(record):
+    return record.cases.drop(columns=TIMES)
+
+
+def left(root):
+    """Everything below the records, hidden or not."""
+    folder = root / "records"
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+# --- keys
+
+
+CHANGES = {
+    "seed": 1,
+    "size": 40,
+    "loss": "dice",
+    "prompt_dropout": 0.4,
+    "limit": 5,
+    "drop_empty": False,
+    "encoder": "minilm",
+    "config": (("size", "tiny"), ("text_dim", 64), ("hidden", 32)),
+    "prompts": dataclasses.replace(POLICY, share=0.5),
+    "budget": Budget(steps=3, batch=4, validate_every=1),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_setting_of_the_training_is_in_both_keys(place, field):
+    other = change(**{field: CHANGES[field]})
+    assert key(other, **place) != key(EXPERIMENT, **place)
+    assert fit_key(other, **place) != fit_key(EXPERIMENT, **place)
+
+
+def test_the_arm_is_in_no_key_and_the_tests_only_in_the_records(place):
+    assert key(change(arm="other"), **place) == key(EXPERIMENT, **place)
+    more = change(tests=(look(), look("absent", perturbation="absent")))
+    assert key(more, **place) != key(EXPERIMENT, **place)
+    assert fit_key(more, **place) == fit_key(EXPERIMENT, **place)
+
+
+def test_the_key_follows_the_data(place):
+    before = key(EXPERIMENT, **place)
+    write_tiny_dataset(place["data"] / "new" / "tiny", seed=1)
+    assert key(EXPERIMENT, place["data"] / "new", place["root"]) != before
+    write_tiny_dataset(place["data"] / "same" / "tiny")
+    assert key(EXPERIMENT, place["data"] / "same", place["root"]) == before
+
+
+def test_the_key_follows_the_device(place, monkeypatch):
+    before = key(EXPERIMENT, **place)
+    monkeypatch.setattr(runs, "_device_class", lambda: "NVIDIA H200")
+    assert key(EXPERIMENT, **place) != before
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model": "nulbus"}, r"Arm 'mixed' asks for the model 'nulbus': use one of .*nullbus"),
+        ({"loss": "dicee"}, r"the loss 'dicee': use one of dice, "),
+        ({"train": ("bus",)}, r"no dataset 'bus' in .*data \(found: tiny\): make it with .*bus\.py --out .*data/bus`"),
+        ({"train": ("phantom_x",)}, r"phantoms\.py x --out .*data/phantom_x`"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_known_ones(place, fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(change(**fields), **place)
+
+
+SOURCES = {
+    "lib/__init__.py": "",
+    "lib/a.py": 'from lib import b\nfrom .c import thing\n\ndef f(x):\n    """Say."""\n    return b.g(x)  # why\n',
+    "lib/b.py": "import lib.d.e\n\ndef g(x):\n    return x + 1\n",
+    "lib/c.py": "thing = None\n",
+    "lib/d/__init__.py": 'MODELS = {"one": "lib.d.e:one"}\n',
+    "lib/d/e.py": "def one(*, key=None, **rest):\n    global x\n    return {**rest}\n",
+    "lib/apart.py": "x = 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "same"),
+    [
+        (
+            "lib/a.py",
+            'from lib import b\nfrom .c import thing\ndef f(x):\n    """Tell."""\n    return b.g( x )\n',
+            True,
+        ),
+        ("lib/a.py", SOURCES["lib/a.py"].replace("g(x)", "g(-x)"), False),
+        ("lib/b.py", SOURCES["lib/b.py"].replace("1", "2"), False),
+        ("lib/c.py", "thing = 0\n", False),
+        ("lib/d/__init__.py", 'MODELS = {\n    "one": "lib.d.e:one",\n    "two": "lib.d.f:two",\n}\n', True),
+        ("lib/d/__init__.py", 'MODELS = {"one": "another kind of table"}\n', False),
+        ("lib/d/e.py", SOURCES["lib/d/e.py"].replace("None", "0"), False),
+        ("lib/apart.py", "x = 2\n", True),
+    ],
+)
+def test_sources_count_for_what_they_do_however_far_they_are_imported(tmp_path, file, text, same):
+    hashes = []
+    for folder, files in (("old", SOURCES), ("new", {**SOURCES, file: text})):
+        for name, source in files.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        hashes.append(sources_hash(["lib.a"], tmp_path / folder))
+    assert (hashes[0] == hashes[1]) is same
+
+
+def test_every_module_that_makes_a_number_is_among_the_sources(monkeypatch):
+    read, parse = [], runs.ast.parse
+    monkeypatch.setattr(runs.ast, "parse", lambda text: read.append(text) or parse(text))
+    sources_hash(["lib.models.nullbus"])
+    assert (ROOT / "lib/models/blocks.py").read_text() in read and (ROOT / "lib/text.py").read_text() in read
+    assert (ROOT / "lib/data.py").read_text() not in read
+
+
+# --- one run
+
+
+def test_a_record_holds_the_table_and_all_that_explains_it(place):
+    record = run(EXPERIMENT, **place)
+    cases = load_dataset(place["data"] / "tiny").split("test")
+    assert record.cases["case_id"].tolist() == [case.case_id for case in cases]
+    assert set(record.cases["test"]) == {"present"} and record.cases["dsc"].between(0, 1).all()
+    assert record.cases["worded"].all()  # the global prompt is always there
+    assert record.log["step"].tolist() == [1, 2]
+    assert json.dumps(record.experiment) and record.experiment["seed"] == 0 and record.arm == "mixed"
+    meta = record.meta
+    assert meta["seconds"] == pytest.approx(meta["fit_seconds"] + meta["evaluate_seconds"])
+    assert meta["levels"] == {"tiny": "P"} and meta["datasets"]["tiny"]["title"] == "Discs left and right"
+    assert meta["device"] == ("cuda" if torch.cuda.is_available() else "cpu") or meta["hardware"]["gpu"]
+    assert meta["versions"]["torch"] == torch.__version__.split("+")[0] and meta["n_parameters"] > 1000
+    assert "backbone" in meta["provenance"] and meta["best_step"] in (1, 2)
+    model, header = runs.models.load(record.weights, meta["weights_sha256"])
+    assert header["notes"] == {"fit_key": meta["fit_key"], "encoder": "hash", "size": 32} and not model.training
+    assert left(place["root"]) == sorted([record.key, *(f"{record.key}/{f}" for f in runs.FILES)])
+    assert not list((place["root"] / "checkpoints").glob("*.pt"))
+
+
+def test_the_second_time_a_run_is_found(place, trainings):
+    first = run(EXPERIMENT, **place)
+    second = run(change(arm="another name"), **place)
+    assert trainings == [0] and second.arm == "another name"
+    pd.testing.assert_frame_equal(first.cases, second.cases, check_exact=True)
+    pd.testing.assert_frame_equal(first.log, second.log, check_exact=True)
+    assert first.meta == second.meta and first.weights == second.weights
+
+
+def test_a_published_record_is_found_without_a_run(place, trainings):
+    record = run(EXPERIMENT, **place)
+    published = place["root"].parent / "published"
+    (place["root"] / "records").rename(published)
+    again = run(EXPERIMENT, **place, published=published)
+    assert trainings == [0] and again.folder == published / record.key and again.weights == record.weights
+
+
+def test_a_new_test_does_not_train_again(place, trainings):
+    first = run(EXPERIMENT, **place)
+    more = run(change(tests=(look(), look("absent", perturbation="absent"))), **place)
+    assert trainings == [0]
+    kept = numbers(more)[more.cases["test"] == "present"]
+    pd.testing.assert_frame_equal(numbers(first), kept, check_exact=True)
+
+
+def test_a_run_leaves_threads_and_random_state_alone(place):
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(EXPERIMENT, **place)
+        assert torch.get_num_threads() == 2 and torch.equal(torch.rand(2), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_switch_is_set_for_its_test_only(place):
+    zeros = look("zeros", perturbation="absent", switches=(("null_kind", "zero"),))
+    absent = look("absent", perturbation="absent")
+    table = run(change(tests=(zeros, absent)), **place).cases
+    alone = run(change(tests=(absent,)), **place)
+    brier = {name: part["brier"].tolist() for name, part in table.groupby("test")}
+    assert brier["zeros"] != brier["absent"] == alone.cases["brier"].tolist()
+
+
+@pytest.mark.parametrize("switch", [("null_kind", "none"), ("nul_kind", "zero")])
+def test_an_unknown_switch_stops_before_training(place, trainings, switch):
+    name, value = switch
+    sentence = f"Test 'present' of arm 'mixed' sets {name} = '{value}', .*: use null_kind = learned"
+    with pytest.raises(ValueError, match=sentence):
+        run(change(tests=(look(switches=(switch,)),)), **place)
+    assert trainings == []
+
+
+def test_two_tests_need_two_names(place):
+    with pytest.raises(ValueError, match=r"Arm 'mixed' has two tests \('present', 'tiny'\)"):
+        run(change(tests=(look(), look(perturbation="absent"))), **place)
+
+
+def test_a_test_takes_the_cases_it_asks_for(place):
+    test = {case.case_id: case.prompts for case in load_dataset(place["data"] / "tiny").split("test")}
+    local = PromptPolicy((("local", "local"),))
+    rewritten = dataclasses.replace(POLICY, perturbation="published:contradictory", roles=("local",))
+    looks = {
+        "rewritten": runs.Test("rewritten", "tiny", rewritten),
+        "worded": runs.Test("worded", "tiny", local, worded=True),
+        "all": runs.Test("all", "tiny", local),
+        "three": look("three", limit=3),
+        "two": look("two", limit=2),
+    }
+    table = run(change(tests=tuple(looks.values())), **place).cases
+    cases = {name: set(table["case_id"][table["test"] == name]) for name in looks}
+    assert cases["rewritten"] == {name for name, prompts in test.items() if prompts["local@contradictory"]}
+    assert cases["worded"] == {name for name, prompts in test.items() if prompts["local"]} < cases["all"] == set(test)
+    assert len(cases["two"]) == 2 and len(cases["three"]) == 3 and cases["two"] < cases["three"]
+    worded = table[table["test"] == "all"].set_index("case_id")["worded"]
+    assert set(worded[worded].index) == cases["worded"]
+
+
+def test_a_variant_that_nobody_wrote_is_named_with_the_columns_there_are(place, trainings):
+    with pytest.raises(
+        ValueError, match=r"has text in global@shorter or local@shorter: .* global, local, local@contra"
+    ):
+        run(change(tests=(look(perturbation="published:shorter"),)), **place)
+    assert trainings == []
+
+
+def test_a_model_can_be_tested_on_a_dataset_it_never_saw(place):
+    write_tiny_dataset(place["data"] / "other", {"train": 2, "val": 2, "test": 3}, seed=7)
+    record = run(change(tests=(look(), look(dataset="other"))), **place)
+    assert record.cases["dataset"].value_counts().to_dict() == {"tiny": 6, "other": 3}
+    assert set(record.meta["datasets"]) == set(record.meta["levels"]) == {"tiny", "other"}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_test_on_cases_of_the_training_is_refused(place, trainings, split):
+    with pytest.raises(LeakageError):
+        run(change(tests=(look(split=split),)), **place)
+    assert trainings == []
+
+
+# --- interruptions and damage
+
+
+KILLED = change(model="nullbus", budget=Budget(steps=8, batch=4, validate_every=2, ema=0.9))
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = ["tests"]
+import test_runs
+from lib import runs
+
+real, saved = runs.fit, []
+def fit(*args, **given):
+    def die_at_five(step, loss):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **given, on_step=die_at_five)
+runs.fit = fit
+runs.run(test_runs.KILLED, data=Path(sys.argv[1]), root=Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_started_again_gives_the_same_table(place, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(place["data"]), str(place["root"])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list((place["root"] / "checkpoints").glob("*.pt"))) == 1
+    assert not (place["root"] / "records").exists() and not (place["root"] / "weights").exists()
+    resumed = run(KILLED, **place)
+    straight = run(KILLED, data=place["data"], root=tmp_path / "elsewhere")
+    assert resumed.meta["resumed_at"] == 4 and straight.meta["resumed_at"] == 0
+    assert resumed.key == straight.key  # also stable from process to process
+    pd.testing.assert_frame_equal(numbers(resumed), numbers(straight), check_exact=True)
+    pd.testing.assert_frame_equal(resumed.log, straight.log, check_exact=True)
+    assert resumed.meta["weights_sha256"] == straight.meta["weights_sha256"]
+    assert not list((place["root"] / "checkpoints").glob("*.pt"))
+
+
+def test_a_full_disk_leaves_no_half_record_and_keeps_the_training(place, trainings, monkeypatch):
+    def full(*args, **given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_csv", full)
+        with pytest.raises(OSError, match="record of arm 'mixed' was not written to .*: there is no space left"):
+            run(EXPERIMENT, **place)
+    assert left(place["root"]) == []
+    assert len(run(EXPERIMENT, **place).cases) == 6 and trainings == [0]
+
+
+def test_weights_that_are_not_those_of_the_training_are_refused(place):
+    record = run(EXPERIMENT, **place)
+    content = bytearray(record.weights.read_bytes())
+    content[-1] ^= 1
+    record.weights.write_bytes(content)
+    with pytest.raises(ValueError, match=f"sha256 of .*{record.meta['fit_key']}"):
+        run(change(tests=(look("again"),)), **place)
+    assert left(place["root"]) == sorted([record.key, *(f"{record.key}/{f}" for f in runs.FILES)])
+
+
+@pytest.mark.parametrize("damage", ["record.json", "cases.csv", "log.csv"])
+def test_a_damaged_record_is_named_with_the_remedy(place, damage):
+    folder = run(EXPERIMENT, **place).folder
+    (folder / damage).write_text("{" if damage == "record.json" else "")
+    with pytest.raises(ValueError, match=f"Run record {folder} is damaged .*: delete that folder and run again"):
+        load_record(folder)
+
+
+def test_a_record_is_read_back_as_it_was_rounded(tmp_path):
+    cases = pd.DataFrame(
+        {
+            "test": "a",
+            "dataset": "b",
+            "case_id": ["001", "NA", "1e5"],
+            "patient_id": ["nan", "None", "7"],
+            "dsc": [1 / 3, np.nan, 123456.789],
+            "hd95": [np.inf, 1e-9 / 3, 0.0],
+            "area_true": [1, 2, 1234567],
+            "worded": [True, False, True],
+        }
+    )
+    record = {"key": "k" * 64, "arm": "x", "experiment": {}, "meta": {"fit_key": "f"}}
+    runs._write(tmp_path / "records" / "k", record, cases, pd.DataFrame({"loss": [2 / 3]}))
+    read = load_record(tmp_path / "records" / "k")
+    expected = cases.assign(dsc=[0.33333, np.nan, 123460.0], hd95=[np.inf, 3.3333e-10, 0.0])
+    pd.testing.assert_frame_equal(read.cases, expected, check_exact=True)
+    assert read.log["loss"].tolist() == [0.66667] and read.weights is None
+
+
+# --- many runs
+
+
+def test_a_pool_gives_what_this_process_gives_in_the_order_asked(place, tmp_path, trainings, capsys):
+    asked = [change(seed=1), EXPERIMENT, change(arm="copy"), change(tests=(look("absent", perturbation="absent"),))]
+    here = run_all(asked, data=place["data"], root=tmp_path / "here")
+    assert trainings == [1, 0]  # a copy is a copy, and the same weights are trained once
+    assert [record.arm for record in here] == ["mixed", "mixed", "copy", "mixed"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("[1/3] mixed, seed 1: ") and lines[3].startswith("3 runs: 3 new, 0 ")
+    with runs.executor("process", jobs=2) as pool:
+        there = run_all(asked, executor=pool, **place)
+    for one, other in zip(here, there, strict=True):
+        assert one.key == other.key and one.arm == other.arm
+        pd.testing.assert_frame_equal(numbers(one), numbers(other), check_exact=True)
+
+
+def test_found_runs_need_no_pool(place, monkeypatch, capsys):
+    records = run_all([EXPERIMENT], progress=False, **place)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("PAPERMILL", "1")
+    again = run_all([EXPERIMENT, change(arm="b")], executor=object(), **place)
+    assert [record.arm for record in again] == ["mixed", "b"] and again[0].key == records[0].key
+    assert capsys.readouterr().out.splitlines()[0].startswith("1 runs: 0 new, 1 found")
+
+
+def test_a_failure_names_its_arm_and_loses_nothing_else(place, trainings):
+    bad = change(arm="bad one", config=(("size", "tinyy"),), seed=4)
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed and the others are kept: 'bad one' seed 4 \(.*tinyy"):
+        run_all([bad, EXPERIMENT], **place)
+    assert (place["root"] / "records" / key(EXPERIMENT, **place) / "record.json").is_file()
+    run_all([EXPERIMENT], **place)
+    assert trainings == [0]
+
+
+def test_a_dask_cluster_is_an_executor_like_the_others(place, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install .[cluster].")
+    settings = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    asked = [EXPERIMENT, change(seed=1)]
+    with (
+        distributed.LocalCluster(**settings, resources={"GPU": 1}) as cluster,
+        runs.executor("dask", address=cluster.scheduler_address, retries=1, resources={"GPU": 1}) as pool,
+    ):
+        there = run_all(asked, executor=pool, progress=False, **place)
+    here = run_all(asked, data=place["data"], root=tmp_path / "here", progress=False)
+    for one, other in zip(here, there, strict=True):
+        pd.testing.assert_frame_equal(numbers(one), numbers(other), check_exact=True)
+
+
+def test_two_processes_that_want_the_same_weights_train_them_once(place, monkeypatch):
+    script = SCRIPT.replace("if step == 5", "print('training', step, flush=True)\n        if False")
+    command = [sys.executable, "-c", script, str(place["data"]), str(place["root"])]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0].count("training") for process in both]
+    assert [process.returncode for process in both] == [0, 0] and sorted(printed) == [0, 8]
+
+
+def test_an_unknown_executor_is_refused():
+    with pytest.raises(ValueError, match="Unknown executor 'slurm': use one of inline, process, dask"):
+        runs.executor("slurm")

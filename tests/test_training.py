@@ -1,0 +1,239 @@
+"""fit(): what is learned, what is kept, and that an interruption changes nothing."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib.data import Feed, ImageCache, load_dataset
+from lib.losses import loss
+from lib.text import Prompts
+from lib.training import Budget, fit, foreground_dice, learning_rate, order
+
+BUDGET = Budget(steps=24, batch=4, lr=0.02, validate_every=6)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def feeds(tiny_dataset):
+    """Training and validation feed; each side has its own vector as local prompt."""
+    source = load_dataset(tiny_dataset)
+    vectors = dict(zip(("disc on the left", "disc on the right"), 2 * torch.eye(8)[:2], strict=True))
+
+    def feed(split, augment="none"):
+        cache = ImageCache.load(source.split(split), 16)
+        texts = [case.prompts["local"] for case in cache.cases]
+        pooled = torch.stack([vectors[text] if text else torch.zeros(8) for text in texts])
+        present = torch.tensor([text is not None for text in texts])
+        return Feed(cache, Prompts({"local": pooled}, {"local": present}), augment)
+
+    return feed("train", "photometric"), feed("val")
+
+
+def train(model, feeds, budget=BUDGET, **given):
+    given = {"seed": 3, "device": "cpu", **given}
+    return fit(model, loss("dice_bce"), *feeds, budget, **given)
+
+
+def same(a, b):
+    return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def stop_at(step):
+    def on_step(done, value):
+        if done == step:
+            raise Interrupted
+
+    return on_step
+
+
+def test_an_epoch_takes_every_case_once_and_the_next_in_another_order():
+    drawn = torch.cat([order(seed=1, cases=10, batch=4, step=step) for step in range(5)])
+    assert drawn[:10].sort().values.tolist() == drawn[10:].sort().values.tolist() == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+    assert order(2, 10, 4, 0).tolist() != drawn[:4].tolist()
+    assert len(order(seed=0, cases=3, batch=8, step=0)) == 8
+
+
+def test_the_learning_rate_rises_to_its_value_and_falls_to_nearly_zero():
+    rates = [learning_rate(Budget(steps=100, lr=0.5, warmup=0.1), step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.05) and max(rates) == rates[9] == 0.5
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.001
+    assert rates[55] == pytest.approx(0.25)
+
+
+def test_dice_of_known_masks():
+    mask = torch.zeros(3, 1, 2, 2)
+    mask[:2, :, 0] = 1
+    logits = torch.full_like(mask, -1.0)
+    logits[0, 0, 0, 0] = 1
+    assert foreground_dice(logits, mask).tolist() == pytest.approx([2 / 3, 0, 1])  # half found, missed, both empty
+
+
+def test_training_learns_and_leaves_the_best_weights(tiny_model, feeds):
+    model = tiny_model()
+    result = train(model, feeds, Budget(steps=80, batch=4, lr=0.03, validate_every=10))
+    log = result.log
+    assert list(log.columns) == ["step", "lr", "loss", "valid_dice"] and log["step"].tolist() == list(range(10, 81, 10))
+    assert log["loss"].iloc[-1] < 0.7 * log["loss"].iloc[0]
+    best = log.loc[log["valid_dice"].idxmax()]
+    assert best["valid_dice"] > 0.5 and result.best_step == best["step"]
+    batch = feeds[1].batch(torch.arange(len(feeds[1])))
+    assert not model.training
+    with torch.no_grad():
+        dice = foreground_dice(model(batch.image, batch.prompts).logits, batch.mask).mean()
+    assert dice == pytest.approx(best["valid_dice"])
+    assert result.seconds > 0 and result.resumed_at == 0
+
+
+def test_of_equally_good_weights_the_earliest_are_kept(tiny_model, feeds):
+    model, early = tiny_model(), tiny_model()
+    budget = Budget(steps=6, batch=4, lr=1e-9, validate_every=2)  # too small to change any prediction
+    result = train(model, feeds, budget)
+    assert result.log["valid_dice"].nunique() == 1 and result.best_step == 2
+    with pytest.raises(Interrupted):
+        train(early, feeds, budget, on_step=stop_at(2))
+    assert same(model, early)
+
+
+def test_a_seed_decides_everything_and_the_caller_keeps_its_random_state(tiny_model, feeds):
+    first, again, other = tiny_model(), tiny_model(), tiny_model()
+    torch.manual_seed(1)
+    train(first, feeds)
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), after)
+    train(again, feeds)
+    train(other, feeds, seed=4)
+    assert same(first, again) and not same(first, other)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_an_interrupted_training_ends_with_the_same_numbers(tiny_model, feeds, tmp_path, ema):
+    budget = Budget(steps=24, batch=5, lr=0.02, validate_every=6, ema=ema)
+    straight, broken, resumed = tiny_model(), tiny_model(), tiny_model()
+    expected = train(straight, feeds, budget, prompt_dropout=0.3)
+    checkpoint = tmp_path / "checkpoints" / "run.pt"
+    with pytest.raises(Interrupted):
+        train(broken, feeds, budget, prompt_dropout=0.3, checkpoint=checkpoint, on_step=stop_at(15))
+    result = train(resumed, feeds, budget, prompt_dropout=0.3, checkpoint=checkpoint)
+    assert result.resumed_at == 12 and same(straight, resumed)
+    assert result.log.equals(expected.log) and result.best_step == expected.best_step
+    before = torch.load(checkpoint, weights_only=True)
+    finished = tiny_model()
+    again = train(finished, feeds, budget, prompt_dropout=0.3, checkpoint=checkpoint)
+    assert again.resumed_at == 24 and same(straight, finished) and again.seconds == before["seconds"]
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["run.pt"]
+
+
+def test_seconds_add_up_over_resumes(tiny_model, feeds, tmp_path):
+    with pytest.raises(Interrupted):
+        train(tiny_model(), feeds, checkpoint=tmp_path / "run.pt", on_step=stop_at(13))
+    saved = torch.load(tmp_path / "run.pt", weights_only=True)
+    torch.save({**saved, "seconds": 1000.0}, tmp_path / "run.pt")
+    assert 1000 < train(tiny_model(), feeds, checkpoint=tmp_path / "run.pt").seconds < 1100
+
+
+@pytest.mark.parametrize("change", ["seed", "budget", "dropout", "data", "model"])
+def test_a_checkpoint_of_another_run_is_refused(tiny_model, feeds, tmp_path, change):
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(tiny_model(), feeds, checkpoint=checkpoint, on_step=stop_at(7))
+    given = {"seed": {"seed": 9}, "dropout": {"prompt_dropout": 0.1}, "budget": {"budget": Budget(steps=25)}}
+    with pytest.raises(ValueError, match="belongs to another run"):
+        train(
+            tiny_model(width=7) if change == "model" else tiny_model(),
+            (feeds[1], feeds[0]) if change == "data" else feeds,
+            checkpoint=checkpoint,
+            **given.get(change, {}),
+        )
+
+
+def test_a_damaged_checkpoint_is_named(tiny_model, feeds, tmp_path):
+    (tmp_path / "run.pt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(ValueError, match=r"run\.pt is damaged: delete it"):
+        train(tiny_model(), feeds, checkpoint=tmp_path / "run.pt")
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step(tiny_model, feeds):
+    calls = []
+
+    def fails_at_nine(logits, mask):
+        calls.append(1)
+        return loss("dice_bce")(logits, mask) * (math.nan if len(calls) >= 9 else 1)
+
+    with pytest.raises(FloatingPointError, match=r"loss stopped being finite at step 9 of 24: lower Budget\.lr"):
+        fit(tiny_model(), fails_at_nine, *feeds, BUDGET, seed=0, device="cpu")
+
+
+def test_a_gradient_that_is_no_number_is_noticed_where_the_loss_is_finite(tiny_model, feeds):
+    def root_at_zero(logits, mask):
+        return (logits.mean() * 0).sqrt()
+
+    with pytest.raises(FloatingPointError, match="gradient stopped being finite at step 1 of 24"):
+        fit(tiny_model(), root_at_zero, *feeds, BUDGET, seed=0, device="cpu")
+
+
+def test_frozen_parts_do_not_move(tiny_model, feeds, tmp_path):
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            return super().train(False)
+
+    model = tiny_model()
+    model.stem = Frozen(*model.stem).requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, feeds, Budget(steps=6, batch=4, validate_every=6, weight_decay=0.5), checkpoint=tmp_path / "run.pt")
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"text.weight", "text.bias", "head.weight", "head.bias"}
+    assert "stem.0.weight" not in torch.load(tmp_path / "run.pt", weights_only=True)["model"]
+
+
+def test_weights_decay_and_biases_do_not(tiny_model, feeds):
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    budget = Budget(steps=1, batch=4, lr=0.1, weight_decay=5.0, warmup=0, validate_every=1)
+    fit(model, lambda logits, mask: logits.sum() * 0, *feeds, budget, seed=0, device="cpu")
+    values = {name: parameter.unique().tolist() for name, parameter in model.named_parameters()}
+    assert values["head.weight"] == values["text.weight"] == pytest.approx([0.5])
+    assert values["head.bias"] == values["stem.1.weight"] == [1.0]
+
+
+def test_patience_ends_a_training_that_stopped_improving(tiny_model, feeds):
+    result = train(tiny_model(), feeds, Budget(steps=50, batch=4, lr=1e-9, validate_every=2, patience=3))
+    assert result.log["step"].tolist() == [2, 4, 6, 8] and result.best_step == 2
+
+
+def test_the_average_of_weights_is_what_is_validated_and_kept(tiny_model, feeds):
+    averaged, plain = tiny_model(), tiny_model()
+    budget = Budget(steps=6, batch=4, lr=0.05, validate_every=6, ema=0.999)
+    train(averaged, feeds, budget)
+    train(plain, feeds, Budget(steps=6, batch=4, lr=0.05, validate_every=6))
+    start = tiny_model().head.weight
+    # An average of the path lies nearer to the start than its end.
+    assert 0 < (averaged.head.weight - start).norm() < (plain.head.weight - start).norm()
+    assert averaged.stem[1].num_batches_tracked == 6
+
+
+def test_prompt_dropout_of_one_is_training_without_text(tiny_model, feeds):
+    dropped, without = tiny_model(), tiny_model()
+    train(dropped, feeds, prompt_dropout=1.0)
+    bare = Feed(feeds[0].cache, feeds[0].prompts.without(), "photometric")
+    train(without, (bare, feeds[1]))
+    assert same(dropped, without)
+
+
+def test_nothing_is_printed_where_nobody_watches(tiny_model, feeds, capfd):
+    train(tiny_model(), feeds)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("field", [{"steps": 0}, {"batch": -1}, {"precision": "64"}, {"lr": 0.0}])
+def test_an_impossible_budget_is_refused(field):
+    with pytest.raises(ValueError, match=f"Budget.{next(iter(field))} is "):
+        Budget(**field)
