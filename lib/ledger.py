@@ -1,0 +1,220 @@
+"""Claims and audits of the papers -> contrasts on run records -> verdicts that nobody types by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from lib.statistics import Interval, interval, paired_bootstrap
+
+LEVELS = {
+    "P": "phantom",
+    "S": "semi-synthetic",
+    "R": "real, reduced scale or without the paper's weights",
+    "F": "the paper's own data, weights and budget",
+}
+
+
+class Arm(BaseModel):
+    """One side of a contrast: an experiment's arm, seen through one of its tests (and a metric of its own)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    arm: str
+    test: str
+    metric: str | None = None
+
+
+class Contrast(BaseModel):
+    """What is measured: `a` minus `b`, or `a` minus a number, on one metric.
+
+    `expect` says what the claim predicts of the difference: more than `margin`, less than `-margin`,
+    or (equal) within `margin` on either side; `cases` may restrict it to those that have text.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    metric: str
+    a: Arm
+    b: Arm | None = None
+    value: float | None = None
+    expect: Literal["more", "less", "equal"]
+    margin: float = 0.0
+    cases: Literal["all", "worded"] = "all"
+
+    @model_validator(mode="after")
+    def _one_reference(self):
+        if (self.b is None) == (self.value is None):
+            raise ValueError("a contrast compares arm `a` with exactly one of arm `b` or `value`")
+        if self.expect == "equal" and self.margin <= 0:
+            raise ValueError("an `equal` contrast needs a margin above 0")
+        return self
+
+
+class Claim(BaseModel):
+    """One row of claims.yml or audit.yml: a statement, its source, and the contrast that tests it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    paper: str
+    kind: Literal["number", "mechanism", "audit"]
+    statement: str
+    source: str
+    paper_value: str = ""
+    contrast: Contrast
+    levels: tuple[Literal["P", "S", "R", "F"], ...] = ("P", "S", "R", "F")
+    note: str = ""
+
+
+class Verdict(BaseModel):
+    """What the records say of one claim at one data level."""
+
+    claim: Claim
+    level: str
+    dataset: str = ""
+    verdict: Literal["supported", "not supported", "inconclusive", "not run"]
+    effect: tuple[float, float, float] | None = None
+    a: float | None = None
+    b: float | None = None
+    n_cases: int = 0
+    n_patients: int = 0
+    n_seeds: int = 0
+    keys: tuple[str, ...] = ()
+
+
+def load_claims(path: Path, paper: str | None = None) -> list[Claim]:
+    """Read claims.yml or audit.yml, all rows or one paper's; raises ValueError naming the row that is wrong."""
+    claims, seen = [], set()
+    for number, row in enumerate(yaml.safe_load(Path(path).read_text("utf-8")) or [], start=1):
+        name = row.get("id", f"number {number}") if isinstance(row, dict) else f"number {number}"
+        try:
+            claim = Claim(**row)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: row {name} is not a valid claim: {error}") from error
+        if claim.id in seen:
+            raise ValueError(f"{path}: the id {claim.id} is used twice; give each claim its own.")
+        seen.add(claim.id)
+        if paper in (None, claim.paper):
+            claims.append(claim)
+    return claims
+
+
+def collect(records: Sequence) -> pd.DataFrame:
+    """Stack the per-case tables of run records, with columns key, arm, seed and level added."""
+    parts = [
+        record.cases.assign(
+            key=record.key,
+            arm=record.arm,
+            seed=record.experiment["seed"],
+            level=record.cases["dataset"].map(record.meta["levels"]),
+        )
+        for record in records
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def scores(table: pd.DataFrame, arm: Arm, metric: str, threshold: float = 0.5) -> pd.DataFrame:
+    """Pivot one arm and test of a collected table to [case, seed], indexed by (dataset, patient_id, case_id)."""
+    if table.empty:
+        return pd.DataFrame()
+    rows = table[(table["arm"] == arm.arm) & (table["test"] == arm.test) & (table["threshold"] == threshold)]
+    index = ["dataset", "patient_id", "case_id", "seed"]
+    return rows.set_index(index)[arm.metric or metric].unstack("seed")
+
+
+def judge(claim: Claim, table: pd.DataFrame, level: str, dataset: str | None = None) -> Verdict:
+    """Test one claim on the cases of one data level (and dataset) by a paired bootstrap over patients and seeds."""
+    blank = Verdict(claim=claim, level=level, dataset=dataset or "", verdict="not run")
+    if table.empty or level not in claim.levels:
+        return blank
+    rows = table[table["level"] == level]
+    if dataset:
+        rows = rows[rows["dataset"] == dataset]
+    contrast = claim.contrast
+    if contrast.cases == "worded":
+        rows = rows[rows["worded"]]
+    a = scores(rows, contrast.a, contrast.metric)
+    b = scores(rows, contrast.b, contrast.metric) if contrast.b else a * 0 + contrast.value
+    if a.empty or b.empty:
+        return blank
+    a, b = a.align(b, join="inner")
+    # A metric can be undefined for a case (no lesion: no false-negative rate); both sides then leave it out.
+    defined = a.notna().all(axis=1) & b.notna().all(axis=1)
+    a, b = a[defined], b[defined]
+    if a.empty:
+        return blank
+    effect = paired_bootstrap(a.to_numpy().T, b.to_numpy().T, patients=_patients(a))
+    used = rows[rows["arm"].isin({x.arm for x in (contrast.a, contrast.b) if x})]
+    return blank.model_copy(
+        update={
+            "verdict": decide(effect, contrast),
+            "effect": (effect.mean, effect.low, effect.high),
+            "a": float(a.to_numpy().mean()),
+            "b": float(b.to_numpy().mean()),
+            "n_cases": len(a),
+            "n_patients": effect.n_patients,
+            "n_seeds": a.shape[1],
+            "keys": tuple(sorted(set(used["key"]))),
+        }
+    )
+
+
+def _patients(index: pd.DataFrame) -> list[str]:
+    return [f"{dataset}/{patient}" for dataset, patient, _ in index.index]
+
+
+def decide(effect: Interval, contrast: Contrast) -> str:
+    """Turn an interval of a difference into a verdict: only an interval wholly on one side decides."""
+    margin = contrast.margin
+    if contrast.expect == "equal":
+        if -margin <= effect.low and effect.high <= margin:
+            return "supported"
+        return "not supported" if effect.low > margin or effect.high < -margin else "inconclusive"
+    low, high = (effect.low, effect.high) if contrast.expect == "more" else (-effect.high, -effect.low)
+    if low > margin:
+        return "supported"
+    return "not supported" if high < margin else "inconclusive"
+
+
+def verdicts(claims: Sequence[Claim], records: Sequence, levels: Sequence[str] | None = None) -> list[Verdict]:
+    """Judge every claim at every level that the records reach (or the levels named)."""
+    table = collect(records)
+    reached = sorted(set(table["level"])) if len(table) else []
+    return [judge(claim, table, level) for claim in claims for level in (levels or reached or ["P"])]
+
+
+def summary(table: pd.DataFrame, metric: str, by: Sequence[str] = ("arm", "test")) -> pd.DataFrame:
+    """Average a metric per group over cases and seeds, with its 95 % interval over patients and seeds."""
+    rows = []
+    for names, group in table[table["threshold"] == 0.5].groupby(list(by), sort=False):
+        part = group.set_index(["dataset", "patient_id", "case_id", "seed"])[metric].unstack("seed").dropna()
+        if len(part):
+            mean = interval(part.to_numpy().T, patients=_patients(part))
+            rows.append(
+                dict(zip(by, names, strict=True))
+                | {"mean": mean.mean, "low": mean.low, "high": mean.high}
+                | {"n_cases": len(part), "n_seeds": part.shape[1]}
+            )
+    return pd.DataFrame(rows)
+
+
+def verdict_frame(results: Sequence[Verdict]) -> pd.DataFrame:
+    """Lay verdicts out as a table: one row per claim and level, effect with its 95 % interval."""
+    return pd.DataFrame(
+        {
+            "claim": v.claim.id,
+            "statement": v.claim.statement,
+            "paper": v.claim.paper_value,
+            "metric": v.claim.contrast.metric,
+            "level": v.level,
+            "a": v.a,
+            "b": v.b,
+            "effect": v.effect[0] if v.effect else None,
+            "low": v.effect[1] if v.effect else None,
+            "high": v.effect[2] if v.effect else None,
+            "n": f"{v.n_cases} cases, {v.n_patients} patients, {v.n_seeds} seeds" if v.n_cases else "",
+            "verdict": v.verdict,
+        }
+        for v in results
+    )

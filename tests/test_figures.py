@@ -1,0 +1,62 @@
+"""Every shared plot draws what it is given."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import figures
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def test_overlays_outline_truth_and_prediction():
+    disk = np.hypot(*np.mgrid[-16:16, -16:16]) < 8
+    image = np.zeros((32, 32))
+    figure = figures.overlays([image] * 2, [disk] * 2, {"model": [disk * 0.9, disk * 0.0]}, ["one", "two"])
+    assert [axis.get_title(loc="center") for axis in figure.axes[:2]] == ["image", "model"]
+    lines = [len(axis.collections) for axis in figure.axes]
+    assert lines == [0, 2, 0, 1]  # the empty prediction has no outline
+
+
+def test_intervals_draw_one_dot_per_row_and_group():
+    table = pd.DataFrame(
+        {"label": ["a", "a", "b"], "g": ["x", "y", "x"], "mean": [1, 2, 3], "low": [0, 1, 2], "high": [2, 3, 5]}
+    )
+    figure = figures.intervals(table, "Dice", group="g", reference=1.0)
+    containers = figure.axes[0].containers
+    assert [len(c.lines[0].get_xdata()) for c in containers] == [2, 1]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_sweep_sorts_by_x():
+    table = pd.DataFrame({"x": [2, 0, 1], "label": "l", "mean": [2, 0, 1], "low": [1, -1, 0], "high": [3, 1, 2]})
+    assert list(figures.sweep(table, "x", "x", "y").axes[0].lines[0].get_xdata()) == [0, 1, 2]
+
+
+def test_learning_curves_one_line_per_seed_one_label_per_arm():
+    log = pd.DataFrame({"step": [1, 2], "loss": [1.0, 0.5], "valid_dice": [0.1, 0.2]})
+    figure = figures.learning_curves({"a": [log, log], "b": [log]})
+    assert len(figure.axes[0].lines) == 3
+    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["a", "b"]
+
+
+def test_flow_joins_named_boxes():
+    figure = figures.flow({"a": (0.2, 0.5, "A"), "b": (0.8, 0.5, "B")}, [("a", "b")])
+    assert {t.get_text() for t in figure.axes[0].texts} == {"A", "B", ""}
+    with pytest.raises(KeyError):
+        figures.flow({"a": (0.2, 0.5, "A")}, [("a", "missing")])
+
+
+def test_a_badge_says_its_verdict_in_words_and_symbol():
+    assert "supported" in figures.verdict_badge("supported") and "●" in figures.verdict_badge("supported")
+    with pytest.raises(KeyError):
+        figures.verdict_badge("maybe")

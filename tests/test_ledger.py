@@ -1,0 +1,115 @@
+"""Claims become verdicts only through intervals."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import ledger
+from lib.statistics import Interval
+
+CLAIM = {
+    "id": "x-1", "paper": "x", "kind": "mechanism", "statement": "a beats b", "source": "here",
+    "contrast": {"metric": "dsc", "a": {"arm": "a", "test": "t"}, "b": {"arm": "b", "test": "t"}, "expect": "more"},
+}  # fmt: skip
+
+
+def record(arm, seed, dsc, level="P", worded=True):
+    """A run record of one test with these per-case scores, one patient a case."""
+    cases = pd.DataFrame(
+        {"dataset": "d", "case_id": [f"c{i}" for i in range(len(dsc))],
+         "patient_id": [f"p{i}" for i in range(len(dsc))],
+         "test": "t", "threshold": 0.5, "dsc": dsc, "fpr": np.asarray(dsc) / 10, "worded": worded}
+    )  # fmt: skip
+    return SimpleNamespace(
+        key=f"{arm}{seed}", arm=arm, cases=cases, experiment={"seed": seed}, meta={"levels": {"d": level}}
+    )
+
+
+def two_arms(gap, noise=0.02, n=40, seeds=3):
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 0.8, n)
+    return [record("b", s, base + rng.normal(0, noise, n)) for s in range(seeds)] + [
+        record("a", s, base + gap + rng.normal(0, noise, n)) for s in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize("gap, expected", [(0.1, "supported"), (-0.1, "not supported"), (0.0, "inconclusive")])
+def test_a_contrast_decides_only_when_the_interval_lies_on_one_side(gap, expected):
+    verdict = ledger.judge(ledger.Claim(**CLAIM), ledger.collect(two_arms(gap)), "P")
+    assert verdict.verdict == expected
+    assert verdict.effect[1] <= verdict.effect[0] <= verdict.effect[2]
+    assert abs(verdict.effect[0] - gap) < 0.02
+    assert (verdict.n_cases, verdict.n_patients, verdict.n_seeds) == (40, 40, 3)
+    assert verdict.keys == ("a0", "a1", "a2", "b0", "b1", "b2")
+
+
+@pytest.mark.parametrize(
+    "expect, margin, interval, expected",
+    [
+        ("more", 0, (0.01, 0.3), "supported"),
+        ("more", 0.05, (0.01, 0.3), "inconclusive"),
+        ("more", -0.02, (-0.01, 0.01), "supported"),
+        ("less", 0, (-0.3, -0.01), "supported"),
+        ("less", 0, (0.01, 0.3), "not supported"),
+        ("equal", 0.1, (-0.05, 0.05), "supported"),
+        ("equal", 0.1, (0.2, 0.3), "not supported"),
+        ("equal", 0.1, (0.05, 0.3), "inconclusive"),
+    ],
+)
+def test_decide(expect, margin, interval, expected):
+    contrast = ledger.Contrast(metric="dsc", a={"arm": "a", "test": "t"}, value=0, expect=expect, margin=margin)
+    low, high = interval
+    effect = Interval(mean=(low + high) / 2, low=low, high=high, n_cases=9, n_patients=9, n_seeds=1)
+    assert ledger.decide(effect, contrast) == expected
+
+
+def test_missing_arms_and_levels_read_not_run():
+    table = ledger.collect(two_arms(0.1))
+    claim = ledger.Claim(**CLAIM)
+    assert ledger.judge(claim, table, "R").verdict == "not run"
+    assert ledger.judge(claim.model_copy(update={"levels": ("F",)}), table, "P").verdict == "not run"
+    assert ledger.judge(claim, table[table["arm"] == "a"], "P").verdict == "not run"
+    assert [v.verdict for v in ledger.verdicts([claim], [])] == ["not run"]
+
+
+def test_a_side_may_name_its_own_metric():
+    contrast = {"metric": "dsc", "a": {"arm": "a", "test": "t"}, "b": {"arm": "a", "test": "t", "metric": "fpr"}}
+    claim = ledger.Claim(**CLAIM | {"contrast": contrast | {"expect": "more"}})
+    verdict = ledger.judge(claim, ledger.collect(two_arms(0.1)), "P")
+    assert verdict.b == pytest.approx(verdict.a / 10)
+
+
+def test_undefined_scores_leave_both_sides():
+    records = two_arms(0.1)
+    records[0].cases.loc[3, "dsc"] = np.nan
+    assert ledger.judge(ledger.Claim(**CLAIM), ledger.collect(records), "P").n_cases == 39
+
+
+def test_only_worded_cases_when_asked():
+    records = two_arms(0.1)
+    for one in records:
+        one.cases["worded"] = np.arange(40) < 10
+    contrast = CLAIM["contrast"] | {"cases": "worded"}
+    verdict = ledger.judge(ledger.Claim(**CLAIM | {"contrast": contrast}), ledger.collect(records), "P")
+    assert verdict.n_cases == 10
+
+
+def test_a_wrong_row_is_named(tmp_path):
+    path = tmp_path / "claims.yml"
+    path.write_text("- {id: odd, paper: x, kind: rumour}\n")
+    with pytest.raises(ValueError, match="row odd is not a valid claim"):
+        ledger.load_claims(path)
+
+
+def test_the_books_claims_are_valid_and_have_sources(pytestconfig):
+    for name in ("claims.yml", "audit.yml"):
+        claims = ledger.load_claims(pytestconfig.rootpath / "book" / name)
+        assert claims and all(claim.source for claim in claims)
+
+
+def test_summary_averages_seeds_and_cases():
+    frame = ledger.summary(ledger.collect(two_arms(0.1, noise=0.0)), "dsc").set_index("arm")
+    assert frame.loc["a", "mean"] - frame.loc["b", "mean"] == pytest.approx(0.1)
+    assert (frame["low"] < frame["mean"]).all() and (frame["mean"] < frame["high"]).all()
