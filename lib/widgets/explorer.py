@@ -1,0 +1,159 @@
+"""The prompt explorer's Python half: answers requests of its ES module with a probability map."""
+
+import base64
+import io
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import anywidget
+import numpy as np
+import torch
+import traitlets
+from PIL import Image
+from torch import nn
+
+from lib import models
+from lib.data import Case, Dataset, ImageCache, load_dataset
+from lib.text import CaptionBank
+
+
+class PromptExplorer(anywidget.AnyWidget):
+    """A model, a few cases, and one text field per prompt role.
+
+    The browser asks through `request` {id, case, prompts: role -> string or null} and is answered through
+    `answer` {id, probability (PNG data URL), milliseconds, error}. Threshold, overlays and Dice are computed in
+    the browser. `table` holds answers computed beforehand, so that a page without a kernel can still show them.
+    """
+
+    _esm = Path(__file__).with_name("explorer.js")
+    cases = traitlets.List(traitlets.Dict()).tag(sync=True)
+    roles = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    suggestions = traitlets.Dict().tag(sync=True)
+    table = traitlets.Dict().tag(sync=True)
+    request = traitlets.Dict().tag(sync=True)
+    answer = traitlets.Dict().tag(sync=True)
+    threshold = traitlets.Float(0.5).tag(sync=True)
+    title = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self, model: nn.Module, cache: ImageCache, bank: CaptionBank, title: str = "", **traits):
+        super().__init__(title=title, **traits)
+        self._model, self._cache, self._bank = model.eval(), cache, bank
+        self._features: dict[int, object] = {}
+        self.roles = list(model.roles)
+        self.cases = [self._describe(i) for i in range(len(cache.cases))]
+        self.suggestions = {role: self._suggest(role) for role in self.roles}
+        self.observe(self._respond, names="request")
+
+    def _describe(self, index: int) -> dict:
+        case = self._cache.cases[index]
+        image = self._cache.images[index].mean(0).cpu().numpy()
+        return {
+            "name": case.case_id,
+            "image": png(image),
+            "truth": png(self._cache.masks[index, 0].cpu().numpy()),
+            "prompts": {role: case.prompts.get(role) for role in self.roles},
+        }
+
+    def _suggest(self, role: str) -> list[str]:
+        own = (case["prompts"][role] for case in self.cases)
+        return list(dict.fromkeys(text for text in own if text))
+
+    @torch.no_grad()
+    def probability(self, case: int, prompts: dict[str, str | None]) -> np.ndarray:
+        """Segment one case under these prompts: [H, W] probabilities; the image is encoded on first use only."""
+        if case not in range(len(self._cache.cases)):
+            raise ValueError(f"Case {case} is not shown here: choose 0 to {len(self._cache.cases) - 1}.")
+        unknown = sorted(set(prompts) - set(self.roles))
+        if unknown:
+            raise ValueError(f"Unknown prompt role {unknown[0]!r}: this model reads {', '.join(self.roles)}.")
+        if case not in self._features:
+            self._features[case] = self._model.encode_image(self._cache.images[case : case + 1])
+        texts = {role: [prompts.get(role)] for role in self.roles}
+        self._bank.embed(text for (text,) in texts.values() if text is not None)
+        device = self._cache.images.device
+        prediction = self._model.decode(self._features[case], self._bank.prompts(texts).to(device))
+        return prediction.logits[0, 0].sigmoid().float().cpu().numpy()
+
+    def ask(self, case: int, prompts: dict[str, str | None]) -> dict:
+        """Answer one request; an error of the model becomes one sentence in the answer."""
+        try:
+            if case not in self._features:  # so that the time below is the prompt's and not the image's
+                self.probability(case, {})
+            start = time.perf_counter()
+            probability = self.probability(case, prompts)
+            milliseconds = (time.perf_counter() - start) * 1000
+        except Exception as error:  # whatever the model raises, the reader sees a sentence, not a dead widget
+            return {"error": " ".join(str(error).split()) or type(error).__name__}
+        return {"probability": png(probability), "milliseconds": round(milliseconds, 1), "error": ""}
+
+    def precompute(self, alternatives: int = 2) -> None:
+        """Fill `table` with the answers to every case's own, absent and `alternatives` suggested prompts."""
+        table = {}
+        self._bank.embed(text for texts in self.suggestions.values() for text in texts)
+        for index, case in enumerate(self.cases):
+            choices = [
+                list(dict.fromkeys([case["prompts"][role], None, *self.suggestions[role][:alternatives]]))
+                for role in self.roles
+            ]
+            for texts in itertools.product(*choices):
+                table[key(index, texts)] = self.ask(index, dict(zip(self.roles, texts, strict=True)))
+        self.table = table
+
+    def _respond(self, change: dict) -> None:
+        request = change["new"]
+        if request:
+            self.answer = {"id": request["id"]} | self.ask(request["case"], request["prompts"])
+
+
+def key(case: int, texts: Sequence[str | None]) -> str:
+    """Name one answer as the ES module does: JSON of [case, text per role] without spaces."""
+    return json.dumps([case, *texts], separators=(",", ":"), ensure_ascii=False)
+
+
+def png(array: np.ndarray) -> str:
+    """Encode a [H, W] array of values in [0, 1] as a PNG data URL."""
+    levels = (np.clip(array.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def explore(
+    model: nn.Module | str | Path,
+    dataset: Dataset | str | Path,
+    *,
+    encoder: str | None = None,
+    size: int | None = None,
+    n: int = 6,
+    split: str = "test",
+    precompute: bool = False,
+    captions: Path = Path("runs/captions"),
+) -> PromptExplorer:
+    """Open the explorer on a model (or a weights file of this book) and the first `n` cases with text of a dataset.
+
+    `encoder` and `size` are read from the weights file; a bare model needs them. Raises ValueError with a remedy.
+    """
+    title = ""
+    if isinstance(model, str | Path):
+        path = Path(model)
+        model, meta = models.load(path)
+        encoder, size = encoder or meta["notes"]["encoder"], size or meta["notes"]["size"]
+        title = path.stem
+    if encoder is None or size is None:
+        raise ValueError("A bare model needs encoder= and size=: give those it was trained with.")
+    if not isinstance(dataset, Dataset):
+        dataset = load_dataset(dataset)
+    cache = ImageCache.load(_choose(dataset.split(split), model.roles, n), size, channels=1, drop_empty=True)
+    explorer = PromptExplorer(model, cache, CaptionBank(encoder, captions), title=title)
+    if precompute:
+        explorer.precompute()
+    return explorer
+
+
+def _choose(cases: Sequence[Case], roles: Sequence[str], n: int) -> list[Case]:
+    """Prefer cases that have text, so that there is something to change; keep their order."""
+    worded = [case for case in cases if any(case.prompts.get(role) for role in roles)]
+    return (worded + [case for case in cases if case not in worded])[:n]

@@ -1,0 +1,101 @@
+"""The explorer answers words with masks, and every mistake with one sentence."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib import models
+from lib.data import load_dataset
+from lib.widgets import explore
+from lib.widgets.explorer import key, png
+from tests.conftest import write_tiny_dataset
+
+
+def talkative(**config):
+    """A tiny NullBUS whose modulation is not at its identity start, so that words change its output."""
+    torch.manual_seed(0)
+    model = models.build("nullbus", size="tiny", **config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explorer")
+    models.save(folder / "m.safetensors", talkative(text_dim=64), "nullbus", encoder="hash", size=32)
+    dataset = load_dataset(write_tiny_dataset(folder / "tiny"))
+    return explore(folder / "m.safetensors", dataset, n=3, captions=folder / "captions")
+
+
+def test_words_change_the_mask_and_absence_is_another_answer(explorer):
+    case = {"global": None, "local": "irregular hypoechoic mass"}
+    one, two = explorer.probability(0, case), explorer.probability(0, case | {"local": "round anechoic cyst"})
+    absent = explorer.probability(0, {"global": None, "local": None})
+    assert one.shape == (32, 32) and one.min() >= 0 and one.max() <= 1
+    assert not np.allclose(one, two) and not np.allclose(one, absent)
+    np.testing.assert_array_equal(absent, explorer.probability(0, {}))
+
+
+def test_an_image_is_encoded_once(explorer, monkeypatch):
+    explorer.probability(1, {"local": "a mass"})
+    monkeypatch.setattr(explorer._model, "encode_image", lambda image: pytest.fail("encoded again"))
+    explorer.probability(1, {"local": "another mass"})
+
+
+def test_a_request_is_answered_under_its_own_number(explorer):
+    explorer.request = {"id": 7, "case": 0, "prompts": {"global": None, "local": "a mass"}}
+    assert explorer.answer["id"] == 7 and explorer.answer["error"] == "" and explorer.answer["milliseconds"] > 0
+    image = Image.open(io.BytesIO(base64.b64decode(explorer.answer["probability"].split(",")[1])))
+    np.testing.assert_allclose(np.asarray(image) / 255, explorer.probability(0, {"local": "a mass"}), atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    "case, prompts, sentence", [(0, {"colour": "red"}, "Unknown prompt role"), (99, {}, "Case 99 is not shown")]
+)
+def test_a_mistake_is_one_sentence(explorer, case, prompts, sentence):
+    answer = explorer.ask(case, prompts)
+    assert answer["error"].startswith(sentence) and "\n" not in answer["error"]
+
+
+def test_an_error_of_the_model_becomes_its_sentence(explorer, monkeypatch):
+    def broken(features, prompts):
+        raise RuntimeError("shape mismatch\n  in layer 3")
+
+    monkeypatch.setattr(explorer._model, "decode", broken)
+    assert explorer.ask(0, {}) == {"error": "shape mismatch in layer 3"}
+
+
+def test_precomputed_answers_equal_live_ones(explorer):
+    explorer.precompute(alternatives=1)
+    own = [explorer.cases[0]["prompts"][role] for role in explorer.roles]
+    for texts in (own, [None, None]):
+        stored = explorer.table[key(0, texts)]
+        assert stored["probability"] == png(explorer.probability(0, dict(zip(explorer.roles, texts, strict=True))))
+
+
+def test_a_bare_model_needs_its_encoder_and_size(tiny_dataset):
+    with pytest.raises(ValueError, match="needs encoder= and size="):
+        explore(talkative(text_dim=64), load_dataset(tiny_dataset))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node checks that both halves name answers alike")
+def test_both_halves_name_an_answer_alike():
+    texts = ['say "ä" — 264×213', None, "a/b\\c"]
+    script = f"process.stdout.write(JSON.stringify([3, ...{json.dumps(texts)}]))"
+    said = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout
+    assert said == key(3, texts)
+
+
+def test_the_module_asks_for_nothing_from_the_network():
+    source = (Path(models.__file__).parents[1] / "widgets" / "explorer.js").read_text("utf-8")
+    assert "http" not in source and "import " not in source
