@@ -1,0 +1,207 @@
+"""What the first cells of a chapter need: checked parameters, and numbers and figures that carry their provenance."""
+
+import ast
+import difflib
+import html
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Any, get_args
+
+from lib import figures
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
+
+    from lib.ledger import Verdict
+    from lib.runs import Record
+    from lib.statistics import Interval
+
+Rule = type | UnionType | tuple
+ROOT = Path(__file__).resolve().parents[1]
+RUNS_PAGE = "../what_was_run.html"  # as seen from a chapter's page
+PLACES = ("data", "runs", "jobs")  # parameters that say where and how fast, and change no number
+_CHECKED = "_chapter_parameters_checked"
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what papermill can inject
+
+
+def setup() -> None:
+    """Prepare the session: the book's figure style, quiet libraries, and the repository as working folder.
+
+    The folder changes only where a notebook was started inside the repository (JupyterLab starts it in
+    `notebooks/`), so that a path given to papermill elsewhere keeps its meaning.
+    """
+    if Path.cwd().is_relative_to(ROOT):
+        os.chdir(ROOT)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    figures.style()
+
+
+def parameters(namespace: dict[str, Any], **rules: Rule) -> SimpleNamespace:
+    """Check the values of a notebook's parameters cell, and return them.
+
+    A rule is a tuple of allowed values, a type, or `(type, check)` where `check(value)` is true for a good value.
+    Raises ValueError for a bad value, and for a name that is no parameter: papermill only warns of a mistyped `-p`.
+    """
+    known = ", ".join(f"{name} ({_expected(rule)})" for name, rule in rules.items())
+    if not namespace.get(_CHECKED):  # later in an interactive session the notebook's own variables are there too
+        unknown = [
+            name
+            for name, value in namespace.items()
+            if name not in rules and not name.startswith("_") and name not in ("In", "Out") and type(value) in _PLAIN
+        ]
+        if unknown:
+            raise ValueError(f"unknown parameter {unknown[0]!r}{_nearest(unknown[0], rules)}; valid are: {known}.")
+    for name, rule in rules.items():
+        if name not in namespace:
+            raise ValueError(f"parameter {name!r} is not set: give it a value in the cell tagged 'parameters'.")
+        if not _accepts(rule, namespace[name]):
+            nearest = _nearest(namespace[name], rule) if _is_choice(rule) else ""
+            raise ValueError(
+                f"parameter {name} = {namespace[name]!r} is not valid: expected {_expected(rule)}{nearest}; "
+                f"the parameters are: {known}."
+            )
+    namespace[_CHECKED] = True
+    return SimpleNamespace(**{name: namespace[name] for name in rules})
+
+
+def _is_choice(rule: Rule) -> bool:
+    return isinstance(rule, tuple) and not (len(rule) == 2 and callable(rule[1]))
+
+
+def _accepts(rule: Rule, value: Any) -> bool:
+    if _is_choice(rule):
+        return any(value == allowed and type(value) is type(allowed) for allowed in rule)
+    kind, check = rule if isinstance(rule, tuple) else (rule, None)
+    kinds = get_args(kind) or (kind,)
+    if float in kinds:
+        kinds += (int,)
+    if isinstance(value, bool) and bool not in kinds:  # to isinstance, True is an int
+        return False
+    return isinstance(value, kinds) and (check is None or bool(check(value)))
+
+
+def _expected(rule: Rule) -> str:
+    if _is_choice(rule):
+        return " | ".join(map(str, rule))
+    if isinstance(rule, tuple):
+        kind, check = rule
+        return f"{_expected(kind)} {check.__doc__ or 'in its range'}"
+    return getattr(rule, "__name__", str(rule))
+
+
+def _nearest(given: Any, names: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(given), [str(name) for name in names], n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def command(name: str, chosen: SimpleNamespace) -> str:
+    """Write the papermill command that repeats this run: the profile, and what differs from the notebook's defaults."""
+    cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    tagged = next(cell for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    assigned = [node for node in ast.parse("".join(tagged["source"])).body if isinstance(node, ast.Assign)]
+    defaults = {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+    given = [
+        f"-p {key} {value}"
+        for key, value in vars(chosen).items()
+        if key == "profile" or (key not in PLACES and value != defaults.get(key))
+    ]
+    return " ".join([f"papermill notebooks/{name}.ipynb out.ipynb", *given])
+
+
+def source(thing: Any) -> "Markdown":
+    """Show a class or function as it stands in `lib`, with the file and line where it does."""
+    from IPython.display import Markdown
+
+    lines, first = inspect.getsourcelines(thing)
+    where = Path(inspect.getsourcefile(thing)).resolve().relative_to(ROOT)
+    return Markdown(f"`{where}`, line {first}\n\n```python\n{''.join(lines)}```")
+
+
+def book(name: str) -> Path:
+    """Find a file of the book, such as claims.yml."""
+    return ROOT / "book" / name
+
+
+class Strip:
+    """HTML whose display metadata names the run records behind it, for `book/build.py publish`."""
+
+    def __init__(self, text: str, plain: str, keys: Sequence[str]):
+        self._bundle = {"text/html": text, "text/plain": plain}
+        self._metadata = {"prompt_to_mask": {"records": list(keys)}}
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        return self._bundle, self._metadata
+
+
+def provenance(records: "Record | Sequence[Record]", command: str) -> Strip:
+    """Say which runs made the figure above: keys, commit, device, seconds, peak memory, and the papermill command."""
+    records = list(records) if isinstance(records, Sequence) else [records]
+    if not records:
+        raise ValueError("provenance needs at least one run record: give the records that the figure shows.")
+    metas = [record.meta for record in records]
+    facts = [
+        "1 run" if len(records) == 1 else f"{len(records)} runs",
+        "commit " + ", ".join(sorted({meta["commit"][:7] + "+" * meta["dirty"] for meta in metas})),
+        ", ".join(sorted({str(meta["device"]) for meta in metas})),
+        _duration(sum(meta["seconds"] for meta in metas)),
+        f"peak {max(meta['peak_memory_mb'] for meta in metas):,.0f} MB",
+    ]
+    keys = list(dict.fromkeys(record.key for record in records))
+    links = [f'<a href="{RUNS_PAGE}#run-{key[:12]}">{key[:8]}</a>' for key in keys]
+    shown = ", ".join(links) if len(links) <= 4 else f"<details><summary>keys</summary>{', '.join(links)}</details>"
+    return Strip(
+        '<div class="provenance" style="font-size:.8em;opacity:.85;padding-left:.6em">'
+        f"{' · '.join(map(html.escape, facts))} · {shown} <br><code>{html.escape(command)}</code></div>",
+        f"{' · '.join(facts)} · {command}",
+        keys,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def verdict_table(results: "Sequence[Verdict]") -> Strip:
+    """Lay out verdicts: the claim, the data level, the effect with its 95 % interval, on how much, the verdict."""
+    heads = ("claim", "the paper", "level", "effect (95 % interval)", "measured on", "verdict")
+    rows = []
+    for v in results:
+        effect = f"<b>{_formatted(v.effect, 3)}</b> {html.escape(v.claim.contrast.metric)}" if v.effect else ""
+        amount = f"{v.n_cases} cases, {v.n_patients} patients, {v.n_seeds} seeds" if v.n_cases else ""
+        words = (v.claim.statement, v.claim.paper_value, v.level)
+        cells = [*map(html.escape, words), effect, amount, figures.verdict_badge(v.verdict)]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    text = f'<table class="dataframe verdicts"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    plain = "\n".join(f"{v.claim.id} ({v.level}): {v.verdict}" for v in results)
+    return Strip(text, plain, list(dict.fromkeys(key for v in results for key in v.keys)))
+
+
+class _Text(str):
+    __repr__ = str.__str__  # glue pastes the repr, and prose wants no quotes
+
+
+def glue(name: str, value: "Interval | tuple[float, float, float] | float | int | str", digits: int = 2) -> None:
+    """Give a number to the prose, where {glue:text}`name` prints it; an interval (mean, low, high) shows its ends."""
+    from myst_nb import glue as paste  # only the book's extras have it
+
+    paste(name, _Text(_formatted(value, digits)), display=False)
+
+
+def _formatted(value: Any, digits: int) -> str:
+    if hasattr(value, "low"):
+        value = (value.mean, value.low, value.high)
+    if isinstance(value, tuple):
+        mean, low, high = (_formatted(float(end), digits) for end in value)
+        return f"{mean} ({low}{' to ' if min(value) < 0 else '–'}{high})"
+    if isinstance(value, float):  # numpy's float64 is one
+        return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no −0.00
+    return str(value)

@@ -1,0 +1,158 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from lib import chapter
+
+ROOT = Path(__file__).parents[1]
+RULES = {"profile": ("smoke", "quick"), "dropout": (float, lambda p: 0 <= p < 1), "seeds": int, "dataset": str}
+
+
+def given(**changes):
+    return {"profile": "quick", "dropout": 0.5, "seeds": 0, "dataset": "phantom_bus"} | changes
+
+
+def test_good_parameters_come_back():
+    p = chapter.parameters(given(dropout=0), **RULES)
+    assert vars(p) == {"profile": "quick", "dropout": 0, "seeds": 0, "dataset": "phantom_bus"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seed": 1}, r"unknown parameter 'seed' \(did you mean 'seeds'\?\); valid are: profile \(smoke \| quick\)"),
+        ({"profile": "quik"}, r"profile = 'quik' is not valid: expected smoke \| quick \(did you mean 'quick'\?\)"),
+        ({"profile": ["quick"]}, r"profile = \['quick'\] is not valid"),
+        ({"dropout": 1.5}, r"dropout = 1.5 is not valid: expected float in its range; the parameters are: profile"),
+        ({"dropout": "0.5"}, r"dropout = '0.5' is not valid"),
+        ({"seeds": 1.0}, r"seeds = 1.0 is not valid: expected int"),
+        ({"seeds": True}, r"seeds = True is not valid"),
+        ({"dataset": None}, r"dataset = None is not valid: expected str"),
+    ],
+)
+def test_a_bad_parameter_is_one_sentence_with_the_valid_ones(changes, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        chapter.parameters(given(**changes), **RULES)
+    assert "\n" not in str(caught.value) and "seeds (int)" in str(caught.value)
+
+
+def test_a_parameter_that_the_cell_does_not_set_is_named():
+    namespace = given()
+    del namespace["seeds"]
+    with pytest.raises(ValueError, match="'seeds' is not set: give it a value in the cell tagged 'parameters'"):
+        chapter.parameters(namespace, **RULES)
+
+
+def test_imports_and_what_ipython_leaves_are_no_parameters():
+    session = {"In": [""], "Out": {}, "_i1": "x", "__name__": "__main__", "Path": Path, "json": json, "exit": object()}
+    chapter.parameters(given(**session), **RULES)
+
+
+def test_running_the_first_cell_again_does_not_trip_over_later_variables():
+    namespace = given()
+    chapter.parameters(namespace, **RULES)
+    namespace["best"] = 0.7
+    assert chapter.parameters(namespace, **RULES).seeds == 0
+
+
+def test_papermill_called_bare_fails_on_a_mistyped_name(tmp_path):
+    cells = [
+        nbformat.v4.new_code_cell("seeds = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("from lib import chapter\nchapter.parameters(globals(), seeds=int)"),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    options = ["-k", "python3", "--language", "python", "--no-progress-bar", "-p", "sedes", "2"]
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "ValueError: unknown parameter 'sedes' (did you mean 'seeds'?); valid are: seeds (int)." in done.stderr
+
+
+def record(key="ab" * 32, **meta):
+    facts = {"commit": "1234567890", "dirty": False, "device": "cpu", "seconds": 12.34, "peak_memory_mb": 1321.0}
+    return SimpleNamespace(key=key, meta=facts | meta)
+
+
+def bundle(strip):
+    return strip._repr_mimebundle_()
+
+
+def test_provenance_names_the_run_the_machine_and_the_command():
+    data, metadata = bundle(chapter.provenance(record(), "papermill a.ipynb b.ipynb -p x '<y>'"))
+    assert '<a href="../what_was_run.html#run-abababababab">abababab</a>' in data["text/html"]
+    for fact in ("1 run", "commit 1234567", "cpu", "12 s", "peak 1,321 MB", "&lt;y&gt;"):
+        assert fact in data["text/html"]
+    assert metadata == {"prompt_to_mask": {"records": ["ab" * 32]}}
+
+
+def test_provenance_of_many_runs_adds_up():
+    records = [record(key=f"{i}" * 64, seconds=1800, peak_memory_mb=i, dirty=i == 2) for i in range(6)]
+    data, metadata = bundle(chapter.provenance(records, "make book"))
+    for fact in ("6 runs", "commit 1234567, 1234567+", "3.0 h", "peak 5 MB", "<details>"):
+        assert fact in data["text/html"]
+    assert len(metadata["prompt_to_mask"]["records"]) == 6
+    with pytest.raises(ValueError, match="at least one run record"):
+        chapter.provenance([], "make book")
+
+
+def test_command_says_only_what_differs_from_the_notebook(tmp_path, monkeypatch):
+    cell = nbformat.v4.new_code_cell('profile = "quick"\nseeds = 0\ndata = "data"', metadata={"tags": ["parameters"]})
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "notebooks/tiny.ipynb")
+    monkeypatch.setattr(chapter, "ROOT", tmp_path)
+    chosen = SimpleNamespace(profile="quick", seeds=3, data="/elsewhere")
+    assert chapter.command("tiny", chosen) == "papermill notebooks/tiny.ipynb out.ipynb -p profile quick -p seeds 3"
+
+
+def test_source_shows_where_the_code_stands():
+    text = chapter.source(chapter.Strip).data
+    assert text.startswith("`lib/chapter.py`, line ") and "```python\nclass Strip:" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (SimpleNamespace(mean=0.714, low=0.661, high=0.7521), "0.71 (0.66–0.75)"),
+        ((-0.021, -0.05, 0.0099), "−0.02 (−0.05 to 0.01)"),
+        (-0.001, "0.00"),
+        (12, "12"),
+        ("busi", "busi"),
+    ],
+)
+def test_glue_pastes_a_number_with_its_interval_and_no_quotes(value, text, monkeypatch):
+    pasted = {}
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: pasted.update({name: repr(value)}))
+    chapter.glue("it", value)
+    assert pasted == {"it": text}
+
+
+def test_verdict_table_shows_effect_level_and_verdict():
+    contrast = SimpleNamespace(metric="dsc")
+    claim = SimpleNamespace(id="a", statement="nulls > zeros", paper_value="+9.2", contrast=contrast)
+    ran = SimpleNamespace(claim=claim, level="P", effect=(0.05, 0.01, 0.09), n_cases=7, n_patients=6, n_seeds=2,
+                          verdict="supported", keys=("k1", "k2"))  # fmt: skip
+    not_run = SimpleNamespace(**vars(ran) | {"effect": None, "n_cases": 0, "verdict": "not run", "keys": ("k1",)})
+    data, metadata = bundle(chapter.verdict_table([ran, not_run]))
+    assert "nulls &gt; zeros" in data["text/html"] and "0.050 (0.010–0.090)" in data["text/html"]
+    assert "7 cases, 6 patients, 2 seeds" in data["text/html"] and data["text/html"].count("not run") == 1
+    assert metadata["prompt_to_mask"]["records"] == ["k1", "k2"]
+
+
+def test_setup_goes_to_the_repository_only_from_inside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "notebooks")
+    chapter.setup()
+    assert os.getcwd() == str(ROOT)
+    monkeypatch.chdir(tmp_path)
+    chapter.setup()
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_book_finds_the_claims():
+    assert chapter.book("claims.yml") == ROOT / "book/claims.yml"
