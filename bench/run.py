@@ -1,0 +1,303 @@
+"""Time the pairs that the design rests on, side by side in one run, into bench/results.csv.
+
+    make bench                          every pair but the last
+    make bench BENCH=bootstrap          one of them
+    make bench BENCH=book               `make book` from scratch and unchanged: minutes
+
+The two arms of a pair take turns, so that whatever else the machine does meets both.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib import models
+from lib.data import Feed, ImageCache, atomic_write, load_dataset
+from lib.statistics import bootstrap_means
+from lib.text import CaptionBank, Prompts, encoder
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench/results.csv"
+
+Arms = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ways to the same result, the design's first, and how often each is timed."""
+
+    name: str
+    what: str
+    batch: int
+    repeats: int
+    arms: Arms
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm of one pair: milliseconds at the median and at the 10th and 90th percentile of n repeats."""
+
+    pair: str
+    arm: str
+    what: str
+    batch: int
+    n: int
+    p10_ms: float
+    p50_ms: float
+    p90_ms: float
+    device: str
+    hardware: str
+    threads: int
+    load: float  # how busy the machine was at the start: 1-minute load average
+    python: str
+    torch: str
+    monai: str
+    transformers: str
+    date: str
+
+
+def caption_bank(device: str, folder: Path) -> Iterator[Pair]:
+    """Looking a caption up against encoding it again whenever it is met."""
+    shapes, echoes = ("oval", "round", "irregular"), ("hypoechoic", "isoechoic", "hyperechoic", "complex")
+    strings = [
+        f"an {echo} {shape} lesion in the {side} breast"
+        for shape in shapes
+        for echo in echoes
+        for side in ("left", "right")
+    ]
+    texts = [strings[i % len(strings)] for i in range(32)]
+    text_encoder = encoder("minilm")
+    bank = CaptionBank("minilm", folder / "captions")
+    bank.embed(strings)
+    yield Pair(
+        "caption_bank",
+        "pooled embeddings of a batch of captions (minilm)",
+        len(texts),
+        20,
+        {
+            "caption bank": lambda: bank.prompts({"local": texts}),
+            "encoding each time": lambda: text_encoder.encode(texts),
+        },
+    )
+
+
+def image_cache(device: str, folder: Path) -> Iterator[Pair]:
+    """One epoch of batches from the cache against decoding every PNG again."""
+    make_phantoms(folder / "phantom_bus", n=320)
+    cases = load_dataset(folder / "phantom_bus").split("train")[:160]
+    batch, size = 16, 128
+    blank = Prompts(pooled={}, present={})
+    feed = Feed(ImageCache.load(cases, size, device=device), blank)
+    starts = range(0, len(cases), batch)
+
+    def cached() -> None:
+        for start in starts:
+            feed.batch(torch.arange(start, min(start + batch, len(cases))))
+
+    def decoded() -> None:
+        for start in starts:
+            cache = ImageCache.load(cases[start : start + batch], size, device=device)
+            Feed(cache, blank).batch(torch.arange(len(cache)))
+
+    yield Pair(
+        "image_cache",
+        f"an epoch of {len(cases)} images of {size}², no augmentation",
+        batch,
+        10,
+        {"image cache": cached, "decoding PNGs": decoded},
+    )
+
+
+def prompt_change(device: str, folder: Path) -> Iterator[Pair]:
+    """A new prompt on an image already encoded against the full forward pass."""
+    for size, side, repeats in (("tiny", 64, 30), ("paper", 352, 10)):
+        model = models.build("nullbus", size=size, text_dim=384).to(device).eval()
+        image = torch.rand(1, 1, side, side, device=device)
+        prompts = Prompts(
+            pooled={role: torch.randn(1, 384) for role in model.roles},
+            present={role: torch.ones(1, dtype=torch.bool) for role in model.roles},
+        ).to(device)
+        with torch.inference_mode():
+            features = model.encode_image(image)
+        yield Pair(
+            "prompt_change",
+            f"NullBUS, {size} widths, {side}²",
+            1,
+            repeats,
+            {
+                "decode cached features": torch.inference_mode()(lambda m=model, f=features, p=prompts: m.decode(f, p)),
+                "full forward": torch.inference_mode()(lambda m=model, i=image, p=prompts: m(i, p)),
+            },
+        )
+
+
+def bootstrap(device: str, folder: Path) -> Iterator[Pair]:
+    """10,000 resamples of patients for 10 models × 2,000 cases: one matrix product against a loop."""
+    rng = np.random.default_rng(0)
+    n_models, n_cases, n_patients, resamples = 10, 2000, 1500, 10_000
+    scores = rng.random((n_models, n_cases))
+    patients = np.concatenate([np.arange(n_patients), rng.integers(n_patients, size=n_cases - n_patients)])
+    order = np.argsort(patients, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(patients[order])) + 1)
+
+    def loop() -> np.ndarray:
+        draws = np.random.default_rng(0).integers(n_patients, size=(resamples, n_patients))
+        return np.stack([scores[:, np.concatenate([groups[i] for i in drawn])].mean(axis=1) for drawn in draws])
+
+    yield Pair(
+        "bootstrap",
+        f"{resamples:,} resamples of {n_patients:,} patients, {n_models} models, {n_cases:,} cases",
+        resamples,
+        5,
+        {"weights × scores": lambda: bootstrap_means(scores, patients, resamples), "resampling loop": loop},
+    )
+
+
+def book(device: str, folder: Path) -> Iterator[Pair]:
+    """The whole book with nothing changed against from scratch, in a copy of the working tree."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+
+    def build(*stale: str) -> None:
+        for name in stale:
+            if (folder / name).exists():
+                (folder / name).rename(folder / f"{name}.{time.monotonic_ns()}")
+        subprocess.run(
+            [sys.executable, "book/build.py", "book", "--profile", "quick"],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder)},  # the copy's lib, not the one that .venv points to
+            check=True,
+            stdout=sys.stderr,
+        )
+
+    yield Pair(
+        "book",
+        "make book, profile quick",
+        1,
+        1,
+        {"unchanged": build, "from scratch": lambda: build("_build", "data", "runs")},
+    )
+
+
+PAIRS = {function.__name__: function for function in (caption_bank, image_cache, prompt_change, bootstrap, book)}
+SLOW = {"book"}
+
+
+def make_phantoms(folder: Path, n: int) -> None:
+    subprocess.run(
+        [sys.executable, "data_scripts/phantoms.py", "bus", "--n", str(n), "--out", str(folder)],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def take_turns(arms: Arms, repeats: int, device: str) -> dict[str, np.ndarray]:
+    """Milliseconds of each repeat of each arm, after one unmeasured turn, last arm first."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(repeats + 1):
+        for name in reversed(arms):
+            started = time.perf_counter()
+            arms[name]()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def hardware(device: str) -> str:
+    """The processor's or accelerator's own name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def rows_of(pair: Pair, device: str) -> list[Row]:
+    """Time a pair."""
+    load = round(os.getloadavg()[0], 2)
+    return [
+        Row(
+            pair.name,
+            arm,
+            pair.what,
+            pair.batch,
+            len(times),
+            *(float(f"{value:.4g}") for value in np.percentile(times, (10, 50, 90))),
+            device,
+            hardware(device),
+            torch.get_num_threads(),
+            load,
+            platform.python_version(),
+            *(version(package) for package in ("torch", "monai", "transformers")),
+            date.today().isoformat(),
+        )
+        for arm, times in take_turns(pair.arms, pair.repeats, device).items()
+    ]
+
+
+def merge(path: Path, rows: list[Row]) -> None:
+    """Replace what the file says of these pairs on this device, and keep the rest."""
+    kept = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = list(csv.DictReader(file))
+    measured = {(row.pair, row.device) for row in rows}
+    kept = [row for row in kept if (row["pair"], row["device"]) not in measured]
+    with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(Row.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + [asdict(row) for row in rows])
+        file.seek(0)
+        atomic_write(path, file.read())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help=f"pairs, separated by commas: {', '.join(PAIRS)}")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    options = parser.parse_args()
+    names = options.only.split(",") if options.only else [name for name in PAIRS if name not in SLOW]
+    if unknown := [name for name in names if name not in PAIRS]:
+        parser.error(f"there is no pair '{unknown[0]}': choose from {', '.join(PAIRS)}.")
+    rows: list[Row] = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            for pair in PAIRS[name](options.device, Path(folder)):
+                ours, other = measured = rows_of(pair, options.device)
+                rows += measured
+                print(f"\n{pair.name}: {pair.what}, batch {pair.batch}, {options.device}")
+                for row in measured:
+                    print(
+                        f"  {row.arm:24} {row.p50_ms:10.4g} ms   (p10–p90 {row.p10_ms:.4g}–{row.p90_ms:.4g}, n={row.n})"
+                    )
+                print(f"  {'ratio of medians':24} {other.p50_ms / ours.p50_ms:10.3g}")
+    merge(RESULTS, rows)
+    print(f"\nWrote {os.path.relpath(RESULTS)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
