@@ -88,7 +88,7 @@ obtain_uv() {
 install_with_uv() {
   local quiet=--quiet
   [ -t 2 ] && quiet=
-  "$1" pip install $quiet --python $venv/bin/python -r requirements.lock &&
+  "$1" pip install $quiet --compile-bytecode --python $venv/bin/python -r requirements.lock &&
     "$1" pip install --quiet --python $venv/bin/python --no-deps --no-build-isolation -e .
 }
 

@@ -496,7 +496,8 @@ def what_was_run(paths: Paths, notebooks: Mapping[str, Notebook]) -> str:
     if not rows:
         return "\n".join([*lines, "No run records are part of this build.", ""])
     seconds = sum(record["meta"]["seconds"] for record, _ in rows)
-    lines += [f"{len(rows)} runs, {seconds / 3600:.1f} hours in all.", "", '<div class="runs"><table>']
+    spent = f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"
+    lines += [f"{len(rows)} runs, {spent} in all.", "", '<div class="runs"><table>']
     heads = ("arm", "datasets", "level", "seed", "device", "seconds", "commit", "key", "shown in")
     lines.append("<thead><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr></thead><tbody>")
     for record, pages in sorted(rows, key=lambda row: (row[0]["arm"], row[0]["experiment"]["seed"])):

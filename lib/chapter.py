@@ -170,14 +170,15 @@ def _duration(seconds: float) -> str:
 
 
 def verdict_table(results: "Sequence[Verdict]") -> Strip:
-    """Lay out verdicts: the claim, the data level, the effect with its 95 % interval, on how much, the verdict."""
-    heads = ("claim", "the paper", "level", "effect (95 % interval)", "measured on", "verdict")
+    """Lay out verdicts: the claim and the paper's value, the data level, the effect, on how much, the verdict."""
+    heads = ("claim", "level", "effect (95 % interval)", "measured on", "verdict")
     rows = []
     for v in results:
-        effect = f"<b>{_formatted(v.effect, 3)}</b> {html.escape(v.claim.contrast.metric)}" if v.effect else ""
-        amount = f"{v.n_cases} cases, {v.n_patients} patients, {v.n_seeds} seeds" if v.n_cases else ""
-        words = (v.claim.statement, v.claim.paper_value, v.level)
-        cells = [*map(html.escape, words), effect, amount, figures.verdict_badge(v.verdict)]
+        claim = f"{html.escape(v.claim.statement)}<br><small>paper: {html.escape(v.claim.paper_value)}</small>"
+        effect = f"<b>{_formatted(v.effect, 3)}</b><br>{html.escape(v.claim.contrast.metric)}" if v.effect else ""
+        counts = ((v.n_cases, "cases"), (v.n_patients, "patients"), (v.n_seeds, "seeds"))
+        amount = "<br>".join(f"{n} {things if n != 1 else things[:-1]}" for n, things in counts) if v.n_cases else ""
+        cells = (claim, v.level, effect, amount, figures.verdict_badge(v.verdict))
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     top = "".join(f"<th>{head}</th>" for head in heads)
     text = f'<table class="dataframe verdicts"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

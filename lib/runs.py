@@ -1,8 +1,8 @@
 """Experiments and their run records: each is made once, and found again by a key of all that can change its numbers.
 
 runs/records/<key>/ holds record.json, cases.csv and log.csv; runs/weights/<fit key>.safetensors the trained weights
-with a .json of what the training cost; runs/checkpoints/ the trainings under way. A record's weights have their own
-key, without the tests, so that a new test of a trained model never trains it again.
+with a .json of what the training cost; runs/checkpoints/ the trainings under way. Weights have a key of their own,
+without the tests, so that a new test of a trained model never trains it again.
 """
 
 import ast
@@ -18,7 +18,6 @@ import subprocess
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -37,13 +36,11 @@ from torch import nn
 
 from lib import losses, models
 from lib.data import Case, Dataset, Feed, ImageCache, atomic_write, guard_leakage, load_dataset, sha256_file
-from lib.evaluation import evaluate
 from lib.text import CaptionBank, PromptPolicy, texts_for
 from lib.training import Budget, fit
 
 HOME = Path(__file__).resolve().parent.parent
 VERSIONS = ("torch", "torchvision", "monai", "timm", "open_clip_torch", "transformers", "lightning", "numpy", "scipy")
-FILES = ("cases.csv", "log.csv", "record.json")
 DIGITS = 5  # significant digits kept in a record
 
 
@@ -141,9 +138,8 @@ def sources_hash(modules: Iterable[str], home: Path = HOME) -> str:
         name = waiting.pop()
         path = home.joinpath(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if (
-            name in seen or not path.is_file()
-        ):  # no file: `from lib.text import Prompts` names no module lib.text.Prompts
+        # `from lib.text import Prompts` might name a module lib.text.Prompts, of which there is no file.
+        if name in seen or not path.is_file():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         seen[name] = _meaning(tree)
@@ -306,14 +302,19 @@ def _alone() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def _lock(root: Path, name: str) -> FileLock:
+    """Chapters that run at the same time share arms: the second one waits, and finds what the first one made."""
+    (root / "locks").mkdir(parents=True, exist_ok=True)
+    return FileLock(root / "locks" / name)
+
+
 def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Path("runs")) -> Path:
     """Return the weights of an experiment, trained now (or further, after a kill) if they are not there."""
+    data, root = Path(data), Path(root)
     name = fit_key(experiment, data, root)
     path = root / "weights" / f"{name}.safetensors"
     checkpoint = root / "checkpoints" / f"{name}.pt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    # Chapters that run at the same time share arms: the second one waits for the weights of the first.
-    with FileLock(checkpoint.with_suffix(".lock")), _alone():
+    with _alone(), _lock(root, name):
         if not (path.is_file() and path.with_suffix(".json").is_file()):
             feeds = {
                 split: _feed(experiment, _training_cases(experiment, data, split), experiment.prompts, root, augment)
@@ -361,10 +362,12 @@ def run(
     """
     data, root = Path(data), Path(root)
     name = key(experiment, data, root)
-    if found := _find(name, experiment, data, root, published):
+    if found := _find(name, experiment, root, published):
         return found
-    with _alone():
-        _check_switches(experiment)
+    with _alone(), _lock(root, name):
+        if found := _find(name, experiment, root, published):
+            return found
+        _check_tests(experiment)
         selections = [_test_cases(test, data) for test in experiment.tests]
         seen = [case for split in ("train", "val") for case in _training_cases(experiment, data, split).cases()]
         guard_leakage(seen, [case for selection in selections for case in selection.cases()])
@@ -378,13 +381,8 @@ def run(
         started = time.perf_counter()
         tables = [_judge(model, feed, test) for feed, test in zip(feeds, experiment.tests, strict=True)]
         evaluate_seconds = time.perf_counter() - started
-    settings = asdict(experiment)
-    del settings["arm"]
-    record = {
-        "key": name,
-        "arm": experiment.arm,
-        "experiment": settings,
-        "meta": {
+        log = pd.DataFrame(facts.pop("log"))
+        meta = {
             "fit_key": weights.stem,
             "weights_sha256": facts.pop("sha256"),
             "fit_seconds": facts["seconds"],
@@ -392,14 +390,17 @@ def run(
             **facts,
             "seconds": facts["seconds"] + evaluate_seconds,
             **_surroundings(experiment, data),
-        },
-    }
-    log = pd.DataFrame(record["meta"].pop("log"))
-    _write(root / "records" / name, record, pd.concat(tables, ignore_index=True), log)
-    return replace(load_record(root / "records" / name), arm=experiment.arm)
+        }
+        settings = asdict(experiment)
+        record = {"key": name, "arm": settings.pop("arm"), "experiment": settings, "meta": meta}
+        folder = root / "records" / name
+        _write(folder, record, pd.concat(tables, ignore_index=True), log)
+        return load_record(folder)
 
 
 def _judge(model: nn.Module, feed: Feed, test: Test) -> pd.DataFrame:
+    from lib.evaluation import evaluate  # it brings MONAI, for which a reader of found runs need not wait
+
     before = {name: getattr(model, name) for name, _ in test.switches}
     try:
         for name, value in test.switches:
@@ -414,12 +415,11 @@ def _judge(model: nn.Module, feed: Feed, test: Test) -> pd.DataFrame:
     return table.assign(worded=table["case_id"].map(worded))
 
 
-def _check_switches(experiment: Experiment) -> None:
+def _check_tests(experiment: Experiment) -> None:
     names = [(test.name, test.dataset) for test in experiment.tests]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(
-            f"Arm '{experiment.arm}' has two tests {min(twice)}: give each test of a dataset its own name."
-        )
+    if len(set(names)) < max(1, len(names)):
+        twice = f"two tests {max(names, key=names.count)}" if names else "no test"
+        raise ValueError(f"Arm '{experiment.arm}' has {twice}: give it tests with a name each.")
     wanted = [(test.name, *switch) for test in experiment.tests for switch in test.switches]
     valid = models.build(experiment.model, **dict(experiment.config)).switches if wanted else {}
     for test, name, value in wanted:
@@ -450,7 +450,7 @@ def load_record(folder: Path) -> Record:
         raise ValueError(f"Run record {folder} is damaged ({error}): delete that folder and run again.") from error
 
 
-def _find(name: str, experiment: Experiment, data: Path, root: Path, published: Path | None) -> Record | None:
+def _find(name: str, experiment: Experiment, root: Path, published: Path | None) -> Record | None:
     for folder in (root / "records" / name, *([Path(published) / name] if published else [])):
         if (folder / "record.json").is_file():
             record = load_record(folder)
@@ -461,7 +461,8 @@ def _find(name: str, experiment: Experiment, data: Path, root: Path, published: 
 
 def _write(folder: Path, record: dict, cases: pd.DataFrame, log: pd.DataFrame) -> None:
     """Write a record folder out of sight and show it when it is whole; floats are cut to DIGITS before."""
-    draft = folder.with_name(f".{folder.name[:12]}.{uuid.uuid4().hex[:8]}")
+    draft = folder.with_name(f".{folder.name}")
+    shutil.rmtree(draft, ignore_errors=True)  # what a killed process left
     try:
         draft.mkdir(parents=True)
         for name, table in (("cases", cases), ("log", log)):
@@ -471,8 +472,6 @@ def _write(folder: Path, record: dict, cases: pd.DataFrame, log: pd.DataFrame) -
         (draft / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(draft, folder)
     except OSError as error:
-        if (folder / "record.json").is_file():  # another process was faster with the same run
-            return
         what = "there is no space left on the disk" if error.errno == errno.ENOSPC else str(error)
         raise OSError(
             error.errno,
@@ -575,7 +574,7 @@ def run_all(
     done: dict[str, Record | Exception] = {}
     tasks: dict[str, dict[str, Experiment]] = {}
     for name, experiment in zip(keys, experiments, strict=True):
-        if name not in done and (found := _find(name, experiment, data, root, published)):
+        if name not in done and (found := _find(name, experiment, root, published)):
             done[name] = found
         if name not in done:
             tasks.setdefault(fit_key(experiment, data, root), {}).setdefault(name, experiment)
@@ -609,11 +608,11 @@ def run_all(
     failed = {name: result for name, result in done.items() if isinstance(result, BaseException)}
     if failed:
         named = "; ".join(f"'{arms[name].arm}' seed {arms[name].seed} ({error})" for name, error in failed.items())
-        raise RuntimeError(f"{len(failed)} of {total} runs failed and the others are kept: {named}.") from next(
-            iter(failed.values())
-        )
+        sentence = f"{len(failed)} of {total} runs failed and the others are kept: {named}."
+        raise RuntimeError(sentence) from next(iter(failed.values()))
     if progress:
-        print(f"{total} runs: {total - cached} new, {cached} found, {time.perf_counter() - started:.0f} s.")
+        seconds = time.perf_counter() - started
+        print(f"{total} run{'s'[: total > 1]}: {total - cached} new, {cached} found, {seconds:.0f} s.")
     return [replace(done[name], arm=experiment.arm) for name, experiment in zip(keys, experiments, strict=True)]
 
 

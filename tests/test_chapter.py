@@ -136,12 +136,12 @@ def test_glue_pastes_a_number_with_its_interval_and_no_quotes(value, text, monke
 def test_verdict_table_shows_effect_level_and_verdict():
     contrast = SimpleNamespace(metric="dsc")
     claim = SimpleNamespace(id="a", statement="nulls > zeros", paper_value="+9.2", contrast=contrast)
-    ran = SimpleNamespace(claim=claim, level="P", effect=(0.05, 0.01, 0.09), n_cases=7, n_patients=6, n_seeds=2,
+    ran = SimpleNamespace(claim=claim, level="P", effect=(0.05, 0.01, 0.09), n_cases=7, n_patients=6, n_seeds=1,
                           verdict="supported", keys=("k1", "k2"))  # fmt: skip
     not_run = SimpleNamespace(**vars(ran) | {"effect": None, "n_cases": 0, "verdict": "not run", "keys": ("k1",)})
     data, metadata = bundle(chapter.verdict_table([ran, not_run]))
     assert "nulls &gt; zeros" in data["text/html"] and "0.050 (0.010–0.090)" in data["text/html"]
-    assert "7 cases, 6 patients, 2 seeds" in data["text/html"] and data["text/html"].count("not run") == 1
+    assert "7 cases<br>6 patients<br>1 seed<" in data["text/html"] and data["text/html"].count("not run") == 1
     assert metadata["prompt_to_mask"]["records"] == ["k1", "k2"]
 
 

@@ -24,7 +24,7 @@ class UNetConfig:
 UNET_SIZES = {
     "paper": {},
     "small": {"features": (24, 48, 96, 192, 320, 24)},
-    "tiny": {"features": (16, 24, 48, 64, 96, 16)},
+    "tiny": {"features": (8, 16, 32, 64, 128, 8)},
 }
 
 

@@ -229,7 +229,7 @@ def test_publish_keeps_the_page_and_the_records_that_it_shows(paths, capsys):
     build.stage(paths, build.pages_of(paths))
     shown = (paths.source / "what_was_run.md").read_text()
     assert shown.count("<tr id=") == 2 and '<tr id="run-k2"><td>mixed &lt;null&gt;</td><td>phantom_bus</td>' in shown
-    assert "2 runs, 0.0 hours" in shown and "<td>nullbus-busi</td>" in shown
+    assert "2 runs, 0 minutes in all" in shown and "<td>nullbus-busi</td>" in shown
     assert "has not been run yet" in (paths.source / "notebooks/nullbus.md").read_text()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lib.models import MODELS, build, load, save
@@ -39,12 +40,19 @@ def image_for(batch=4, channels=1, size=(64, 64), seed=0):
 
 
 def awake(model, seed=0):
-    """Move zero-initialised weights away from zero, as a first step of training would, so that text acts."""
+    """As after some training: no weight left at its zero start, so that text acts, and settled batch norms."""
     generator = torch.Generator().manual_seed(seed)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad and not parameter.any():
                 parameter.normal_(0, 0.1, generator=generator)
+        for norm in norms:
+            norm.momentum = 1.0
+        dim = getattr(model.config, "text_dim", TEXT_DIM)
+        model.train()(image_for(), prompts_for(model.roles, 4, present=mixed(model.roles, 4), dim=dim))
+        for norm in norms:
+            norm.momentum = 0.1
     return model
 
 
