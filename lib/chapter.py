@@ -171,14 +171,15 @@ def _duration(seconds: float) -> str:
 
 def verdict_table(results: "Sequence[Verdict]") -> Strip:
     """Lay out verdicts: the claim and the paper's value, the data level, the effect, on how much, the verdict."""
-    heads = ("claim", "level", "effect (95 % interval)", "measured on", "verdict")
+    heads = ("claim", "verdict", "level", "effect, 95 % interval", "measured on")
     rows = []
     for v in results:
         claim = f"{html.escape(v.claim.statement)}<br><small>paper: {html.escape(v.claim.paper_value)}</small>"
-        effect = f"<b>{_formatted(v.effect, 3)}</b><br>{html.escape(v.claim.contrast.metric)}" if v.effect else ""
+        mean, _, ends = _formatted(v.effect, 3).partition(" ") if v.effect else ("", "", "")
+        effect = f"<b>{mean}</b> {html.escape(v.claim.contrast.metric)}<br>{ends}" if v.effect else ""
         counts = ((v.n_cases, "cases"), (v.n_patients, "patients"), (v.n_seeds, "seeds"))
         amount = "<br>".join(f"{n} {things if n != 1 else things[:-1]}" for n, things in counts) if v.n_cases else ""
-        cells = (claim, v.level, effect, amount, figures.verdict_badge(v.verdict))
+        cells = (claim, figures.verdict_badge(v.verdict), v.level, effect, amount)
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     top = "".join(f"<th>{head}</th>" for head in heads)
     text = f'<table class="dataframe verdicts"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>'

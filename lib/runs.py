@@ -548,9 +548,16 @@ def executor(
     if kind == "dask":
         try:
             from distributed import Client
+            from distributed.cfexecutor import ClientExecutor
         except ImportError as error:
             raise ImportError("Dask is not installed: install it with `pip install .[cluster]`.") from error
-        return Client(address).get_executor(retries=retries, resources=resources or {}, pure=False)
+
+        class Cluster(ClientExecutor):
+            def shutdown(self, *args, **options) -> None:
+                super().shutdown(*args, **options)
+                self._client.close()
+
+        return Cluster(Client(address), retries=retries, resources=resources or {}, pure=False)
     raise ValueError(f"Unknown executor '{kind}': use one of inline, process, dask.")
 
 

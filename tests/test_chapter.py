@@ -140,7 +140,7 @@ def test_verdict_table_shows_effect_level_and_verdict():
                           verdict="supported", keys=("k1", "k2"))  # fmt: skip
     not_run = SimpleNamespace(**vars(ran) | {"effect": None, "n_cases": 0, "verdict": "not run", "keys": ("k1",)})
     data, metadata = bundle(chapter.verdict_table([ran, not_run]))
-    assert "nulls &gt; zeros" in data["text/html"] and "0.050 (0.010–0.090)" in data["text/html"]
+    assert "nulls &gt; zeros" in data["text/html"] and "<b>0.050</b> dsc<br>(0.010–0.090)" in data["text/html"]
     assert "7 cases<br>6 patients<br>1 seed<" in data["text/html"] and data["text/html"].count("not run") == 1
     assert metadata["prompt_to_mask"]["records"] == ["k1", "k2"]
 

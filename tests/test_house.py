@@ -1,6 +1,5 @@
-"""What holds the house together: the pins agree everywhere, make and set-up do what they say, rooms stay apart."""
+"""What holds the house together: the pins agree everywhere, and make and set-up do what they say."""
 
-import ast
 import json
 import os
 import re
@@ -271,35 +270,7 @@ def test_browser_is_found_or_missed_in_a_sentence(machine):
     assert (machine.project / ".venv/.browser").read_text() == f"{machine.bin / 'google-chrome'}\n"
 
 
-# --- rooms --------------------------------------------------------------------------------------------------------
-
-
-def imported(path: Path) -> set[str]:
-    """The dotted names that a module imports, `from lib import data` counted as lib.data."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).with_suffix("").parts[: -node.level] if node.level else ()
-            module = ".".join([*package, *([node.module] if node.module else [])])
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def test_lib_imports_none_of_the_rooms_around_it():
-    for path in (ROOT / "lib").rglob("*.py"):
-        outside = {
-            name for name in imported(path) if name.split(".")[0] in ("book", "notebooks", "data_scripts", "tests")
-        }
-        assert not outside, f"{path.relative_to(ROOT)} imports {outside}"
-
-
-def test_models_and_losses_know_nothing_of_data_and_runs():
-    barred = {"lib.data", "lib.runs", "lib.training", "lib.figures"}
-    for room in ("models", "losses"):
-        for path in (ROOT / "lib" / room).rglob("*.py"):
-            assert not imported(path) & barred, f"{path.relative_to(ROOT)} imports {imported(path) & barred}"
+# --- files ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
@@ -309,9 +280,6 @@ def test_notebooks_store_no_outputs_and_take_a_profile(path):
     assert run == [], f"{path.name} stores outputs in cells {run}: clear them before committing."
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1 and re.search(r"^profile\b.*=", "".join(tagged[0]["source"]), re.M)
-
-
-# --- files --------------------------------------------------------------------------------------------------------
 
 
 def test_no_large_files():

@@ -103,9 +103,16 @@ def test_a_zero_null_can_be_fed_to_a_model_trained_with_a_learned_one():
 
 
 def test_the_null_kind_does_not_touch_present_prompts():
-    prompts = prompts_for(ROLES, 2)
-    logits = [tiny(null_kind=kind)(image_for(2), prompts).logits for kind in ("learned", "zero")]
-    assert torch.equal(*logits)
+    model, prompts = tiny(), prompts_for(ROLES, 2)
+    learned = model(image_for(2), prompts).logits
+    model.null_kind = "zero"
+    assert torch.equal(model(image_for(2), prompts).logits, learned)
+
+
+def test_a_model_trained_with_the_zero_null_never_trains_its_null():
+    model = tiny(null_kind="zero").train()
+    model(image_for(), prompts_for(ROLES, 4).without()).logits.sum().backward()
+    assert model.null_kind == "zero" and model.local_prompt.null.grad is None
 
 
 # ---- paths ----------------------------------------------------------------------------------------------
