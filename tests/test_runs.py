@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_tiny_dataset
 
 from lib import runs
 from lib.data import LeakageError, load_dataset
 from lib.runs import Experiment, fit_key, key, load_record, run, run_all, sources_hash
 from lib.text import PromptPolicy
 from lib.training import Budget
+from tests.conftest import write_tiny_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = PromptPolicy((("global", "global"), ("local", "local")))

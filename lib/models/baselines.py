@@ -15,7 +15,7 @@ from lib.text import Prompts
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Widths of MONAI's residual U-Net at strides 1 to 16; `tiny` and `small` cost what NullBUS costs."""
+    """Widths of MONAI's residual U-Net from stride 2 to 16; `tiny` and `small` cost what NullBUS costs."""
 
     classes: int = 1
     channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
