@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from lib import models
-from lib.data import Feed, ImageCache, atomic_write, load_dataset
+from lib.data import Feed, ImageCache, load_dataset
+from lib.files import atomic_write
 from lib.statistics import bootstrap_means
 from lib.text import CaptionBank, Prompts, encoder
 

@@ -18,7 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from lib.data import SPLITS, DataError, PromptColumn, extract, fetch, load_dataset, sha256_file
+from lib.data import SPLITS, PromptColumn, load_dataset
+from lib.files import DataError, extract, fetch, sha256_file
 from lib.text import TEMPLATES, render
 
 # Prompt columns that several datasets have, and their words.

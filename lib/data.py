@@ -1,21 +1,17 @@
-"""Dataset folders, their cases, and the batches made from them; also how files are fetched and written."""
+"""Dataset folders, their cases, and the batches made from them."""
 
 import csv
-import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-import stat
-import sys
-import tarfile
 import uuid
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
@@ -28,6 +24,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from torch import Tensor
 
+from lib.files import DataError, full_disk, sha256_file
 from lib.text import Prompts, role_of
 
 Split = Literal["train", "val", "test"]
@@ -35,116 +32,8 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 COLUMNS = ("case_id", "patient_id", "split", "image", "mask", "spacing")
 
 
-class DataError(ValueError):
-    """Something in a dataset or a file is not as it should be: one sentence that says what to do."""
-
-
 class LeakageError(ValueError):
     """Training data and test data share a case, a patient or an image."""
-
-
-# ----------------------------------------------------------------------------------------------------------
-# Files
-# ----------------------------------------------------------------------------------------------------------
-
-
-def sha256_file(path: str | Path) -> str:
-    """Hash a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def atomic_write(path: str | Path, content: bytes | str) -> None:
-    """Write a file so that a reader sees either the old content or the whole new one, and never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(draft, path)
-    except BaseException as error:
-        draft.unlink(missing_ok=True)
-        raise _full_disk(error, path) or error from None
-
-
-def _full_disk(error: BaseException, path: Path) -> OSError | None:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return OSError(
-            errno.ENOSPC,
-            f"No space left on the disk while writing {path}: free some and run again; nothing was left half-written",
-        )
-    return None
-
-
-def fetch(url: str, sha256: str, folder: str | Path) -> Path:
-    """Download a file unless it is there already, and accept it only with the right checksum."""
-    import pooch
-
-    name = PurePosixPath(url.split("?")[0]).name
-    try:
-        # To a place of its own first: a file that fails the check is never seen under its real name.
-        return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, progressbar=sys.stderr.isatty()))
-    except ValueError as error:
-        raise DataError(
-            f"The file downloaded from {url} does not have the sha256 {sha256}, so it was thrown away: "
-            "try again, and if it persists the publisher has changed the file."
-        ) from error
-    except OSError as error:
-        if full := _full_disk(error, Path(folder) / name):
-            raise full from error
-        raise DataError(
-            f"{url} could not be downloaded ({type(error).__name__}): check the network, "
-            "or download it by hand and give the script --archive PATH."
-        ) from error
-
-
-def extract(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack a zip or tar archive into a new folder; refuses links and entries that would land outside."""
-    archive, folder = Path(archive), Path(folder)
-    if folder.exists():
-        raise DataError(f"{folder} exists already: remove it, or unpack {archive.name} somewhere else.")
-    if not archive.is_file():
-        raise DataError(f"Archive {archive} does not exist: check the path.")
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as z:
-                for info in z.infolist():
-                    linked = stat.S_ISLNK(info.external_attr >> 16)
-                    # orig_filename: the zip module has already cut and turned the name that it shows.
-                    _check_member(archive, info.orig_filename, allowed=not linked)
-                z.extractall(draft)
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as t:
-                for member in t.getmembers():
-                    _check_member(archive, member.name, allowed=member.isfile() or member.isdir())
-                # The members were all checked above; Python before 3.11.4 has no filter to check them again.
-                t.extractall(draft, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-        else:
-            raise DataError(f"{archive} is neither a zip nor a tar archive, or is cut short: get it again.")
-        os.replace(draft, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
-        raise DataError(f"{archive} is damaged ({error}): get it again.") from error
-    except OSError as error:
-        raise _full_disk(error, folder) or error from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
-
-
-def _check_member(archive: Path, name: str, allowed: bool) -> None:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in (parts.parts or ("",))[0]:
-        raise DataError(
-            f"{archive} holds the entry '{name}', which would land outside the folder it is unpacked into: "
-            "nothing was unpacked; get the archive from its publisher."
-        )
-    if not allowed:
-        raise DataError(
-            f"{archive} holds '{name}', which is a link or a device and not a plain file: "
-            "nothing was unpacked; get the archive from its publisher."
-        )
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -471,10 +360,10 @@ class DatasetWriter:
         try:
             if error is None:
                 self._finish()
-            elif full := _full_disk(error, self.folder):
+            elif full := full_disk(error, self.folder):
                 raise full from error
         except OSError as failure:
-            raise _full_disk(failure, self.folder) or failure from None
+            raise full_disk(failure, self.folder) or failure from None
         finally:
             shutil.rmtree(self._draft, ignore_errors=True)
 
@@ -667,6 +556,50 @@ class ImageCache:
             spacing=torch.tensor(spacing, device=device),
             cases=tuple(kept),
         )
+
+    def corrupted(self, name: str, strength: float) -> Self:
+        """Return the cache as a worse camera would have given it: a name of CORRUPTIONS; 0 changes nothing."""
+        if name not in CORRUPTIONS:
+            raise DataError(f"Unknown corruption '{name}': use one of {', '.join(CORRUPTIONS)}.")
+        if not strength >= 0:
+            raise DataError(f"The corruption '{name}' has the strength {strength}: give 0 or more.")
+        if strength == 0:
+            return self
+        seeds = [zlib.crc32(f"{case.dataset}/{case.case_id}".encode()) for case in self.cases]
+        noise = [torch.randn(self.images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        images = CORRUPTIONS[name](self.images, strength, torch.stack(noise).to(self.images.device))
+        return replace(self, images=images.clamp(0, 1))
+
+    def transposed(self) -> Self:
+        """Return the cache with rows and columns of images and masks exchanged (2-D)."""
+        images, masks = self.images.transpose(-1, -2), self.masks.transpose(-1, -2)
+        return replace(self, images=images.contiguous(), masks=masks.contiguous(), spacing=self.spacing.flip(-1))
+
+
+def _blur(images: Tensor, strength: float, noise: Tensor) -> Tensor:
+    """Gaussian blur; the strength is σ in pixels."""
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    width = min(2 * math.ceil(3 * strength) + 1, 2 * (min(images.shape[-2:]) // 2) - 1)
+    return gaussian_blur(images, [width, width], [strength, strength])
+
+
+def _noise(images: Tensor, strength: float, noise: Tensor) -> Tensor:
+    """Gaussian noise of this standard deviation, the same for a case at every strength but for its size."""
+    return images + strength * noise
+
+
+def _low_contrast(images: Tensor, strength: float, noise: Tensor) -> Tensor:
+    """Draw every pixel towards its image's mean; 1 leaves a grey area."""
+    mean = images.flatten(1).mean(1).view(-1, *[1] * (images.ndim - 1))
+    return mean + (1 - min(strength, 1)) * (images - mean)
+
+
+CORRUPTIONS: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
+    "blur": _blur,
+    "noise": _noise,
+    "low_contrast": _low_contrast,
+}
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ Masks are binary arrays; `spacing` is the size of a pixel along each axis in mm 
 that distances are in pixels). A pixel is predicted foreground when its probability is above the threshold.
 """
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import torch
-from monai.metrics.utils import get_code_to_measure_table
 from scipy.ndimage import distance_transform_edt
-from torch import nn
+from torch import Tensor, nn
 
 EMPTY_RULE = (
     "Where truth and prediction are both empty, DSC, IoU, NSD and precision are 1 and HD95 is 0; where only one is "
@@ -37,7 +37,12 @@ COLUMNS = [
         "fnr",
         "precision",
     ),
-    *("area_true", "area_pred", "ece", "ece_band", "brier", "macro_dice", "macro_iou", "xbusnet_fpr"),
+    *("area_true", "area_pred", "area_both", "ece", "ece_band", "brier", "macro_dice", "macro_iou", "xbusnet_fpr"),
+]
+COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
+UNCERTAINTY_COLUMNS = [
+    *("ace", "entropy", "confidence", "error_auroc", "error_auprc", "aurc"),
+    *(f"risk_{coverage:g}" for coverage in COVERAGES),
 ]
 
 
@@ -120,6 +125,8 @@ def hausdorff(truth: Surface, prediction: Surface, percent: float = 95.0) -> flo
 @lru_cache
 def surface_element_sizes(spacing: tuple[float, ...]) -> np.ndarray:
     """Contour length or area of the surface element at a lattice point, for each pattern of the pixels around it."""
+    from monai.metrics.utils import get_code_to_measure_table  # seconds to import
+
     return get_code_to_measure_table(spacing)[0].numpy().astype(np.float64)
 
 
@@ -172,7 +179,7 @@ def confusion(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
 
 
 def overlap_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, np.ndarray]:
-    """Score the foreground of each image: dsc, iou, fpr, fnr, precision and the two areas; masks [N, *S].
+    """Score the foreground of each image: dsc, iou, fpr, fnr, precision and three areas in pixels; masks [N, *S].
 
     fpr = FP / (FP + TN) and fnr = FN / (FN + TP) over pixels; empty masks follow `EMPTY_RULE`.
     """
@@ -189,6 +196,7 @@ def overlap_scores(truth: np.ndarray, prediction: np.ndarray) -> dict[str, np.nd
         "precision": ratio(tp, tp + fp, np.where(fn == 0, 1.0, 0.0)),
         "area_true": tp + fn,
         "area_pred": tp + fp,
+        "area_both": tp,
     }
 
 
@@ -253,6 +261,89 @@ def boundary_band(mask: np.ndarray, width: float, spacing: Sequence[float]) -> n
     return across <= width
 
 
+# --- Uncertainty
+
+
+def binary_entropy(probability: np.ndarray) -> np.ndarray:
+    """Entropy of each pixel's foreground probability in nats, 0 at 0 and 1, ln 2 at one half."""
+    from scipy.special import entr
+
+    return entr(probability) + entr(1 - probability)
+
+
+def adaptive_calibration_error(probability: np.ndarray, mask: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
+    """Calibration error of each image over bins that hold equally many pixels; [N, *S] twice -> [N].
+
+    Source: Nixon et al. 2019 (arXiv 1904.01685), for the foreground class.
+    """
+    count = len(probability)
+    probability, mask = (np.asarray(x, np.float64).reshape(count, -1) for x in (probability, mask))
+    order = np.argsort(probability, axis=1, kind="stable")
+    excess = np.take_along_axis(probability - mask, order, axis=1)
+    return sum(np.abs(part.sum(1)) for part in np.array_split(excess, bins, axis=1)) / probability.shape[1]
+
+
+def risk_coverage(wrong: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
+    """Error rate among the k + 1 surest pixels, for each k: wrong and uncertainty [P] -> [P].
+
+    Pixels of equal uncertainty are kept or left together, so each shares the risk at the end of its tie.
+    Source: Geifman & El-Yaniv 2017 (arXiv 1705.08500); the mean of the result is the AURC.
+    """
+    order = np.argsort(uncertainty, kind="stable")
+    risk = np.cumsum(wrong[order]) / np.arange(1, len(wrong) + 1)
+    ends = np.searchsorted(uncertainty[order], uncertainty[order], side="right") - 1
+    return risk[ends]
+
+
+def uncertainty_scores(probability: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, np.ndarray]:
+    """Ask of each image whether the model's doubt is where its errors are; probability and mask [N, *S].
+
+    ace: `adaptive_calibration_error`; entropy: mean `binary_entropy`; confidence: mean probability in the
+    predicted foreground (NaN without one); error_auroc and error_auprc: how well the entropy of a pixel tells that
+    it is wrong (NaN where all pixels are right or all wrong); aurc and risk_<coverage>: `risk_coverage`.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    rows = []
+    for image, truth in zip(probability, mask, strict=True):
+        image, truth = image.astype(np.float64).ravel(), truth.astype(bool).ravel()
+        predicted, doubt = image > threshold, binary_entropy(image)
+        wrong = predicted != truth
+        told = 0 < wrong.sum() < len(wrong)
+        risk = risk_coverage(wrong, doubt)
+        rows.append(
+            {
+                "entropy": doubt.mean(),
+                "confidence": image[predicted].mean() if predicted.any() else np.nan,
+                "error_auroc": roc_auc_score(wrong, doubt) if told else np.nan,
+                "error_auprc": average_precision_score(wrong, doubt) if told else np.nan,
+                "aurc": risk.mean(),
+                **{f"risk_{c:g}": risk[math.ceil(c * len(risk)) - 1] for c in COVERAGES},
+            }
+        )
+    return {"ace": adaptive_calibration_error(probability, mask), **pd.DataFrame(rows).to_dict("list")}
+
+
+def fit_temperature(model: nn.Module, feed, *, batch: int = 16, device: str | torch.device | None = None) -> float:
+    """Find the T > 0 for which sigmoid(logits / T) has the least cross-entropy over every pixel of a feed.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599); fit it on validation cases.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits, masks = [], []
+    for inputs, logit, _ in _predictions(model, feed, batch, device):
+        logits.append(logit.cpu())
+        masks.append(inputs.mask.cpu())
+    logits, masks = torch.cat(logits), torch.cat(masks)
+
+    def cost(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return nn.functional.binary_cross_entropy_with_logits(scaled, masks).item()
+
+    return math.exp(minimize_scalar(cost, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+
+
 # --- A model on a data set
 
 
@@ -262,6 +353,8 @@ def evaluate(
     *,
     thresholds: Sequence[float] = (0.5,),
     tolerance: float = 2.0,
+    uncertainty: bool = False,
+    temperature: float = 1.0,
     batch: int = 16,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
@@ -270,39 +363,48 @@ def evaluate(
     Empty masks follow `EMPTY_RULE`. `nsd` is `NSD_VARIANT` at `tolerance`, `hd95` is in mm; both are computed
     at the first threshold and NaN at the others. Areas are in pixels. `ece` and `brier` cover the whole image,
     `ece_band` the `boundary_band` of the truth at width `tolerance` (NaN without a boundary). `macro_dice`,
-    `macro_iou` and `xbusnet_fpr` are `xbusnet_scores`. `seconds` is the model's wall time per case of a batch.
+    `macro_iou` and `xbusnet_fpr` are `xbusnet_scores`; `uncertainty` adds `uncertainty_scores` at the first
+    threshold. Logits are divided by `temperature`. `seconds` is the model's wall time per case of a batch.
     """
-    if device is None:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    was_training = model.training
-    model.to(device).eval()
     tables = []
-    try:
-        for start in range(0, len(feed), batch):
-            index = torch.arange(start, min(start + batch, len(feed)))
-            inputs = feed.batch(index)
-            began = time.perf_counter()
-            probability = _probabilities(model, inputs, device)
-            seconds = (time.perf_counter() - began) / len(index)
-            mask = inputs.mask[:, 0].cpu().numpy() > 0.5
-            cases = [feed.cache.cases[i] for i in index.tolist()]
-            spacing = [feed.cache.spacing[i].tolist() for i in index.tolist()]
-            table = _score(cases, probability, mask, spacing, thresholds, tolerance)
-            tables.append(table.assign(seconds=seconds))
-    finally:
-        model.train(was_training)
+    for inputs, logits, seconds in _predictions(model, feed, batch, device):
+        probability = (logits / temperature).sigmoid()[:, 0].cpu().numpy()
+        mask = inputs.mask[:, 0].cpu().numpy() > 0.5
+        cases = [feed.cache.cases[i] for i in inputs.index.tolist()]
+        spacing = [feed.cache.spacing[i].tolist() for i in inputs.index.tolist()]
+        table = _score(cases, probability, mask, spacing, thresholds, tolerance)
+        if uncertainty:  # each threshold has a row per case, in the same order
+            scores = pd.DataFrame(uncertainty_scores(probability, mask, thresholds[0]))[UNCERTAINTY_COLUMNS]
+            table = pd.concat([table, scores], axis=1)
+        tables.append(table.assign(seconds=seconds / len(cases)))
     return pd.concat(tables, ignore_index=True)
 
 
 @torch.inference_mode()
-def _probabilities(model: nn.Module, inputs, device: torch.device) -> np.ndarray:
-    logits = model(inputs.image.to(device), inputs.prompts.to(device)).logits
-    if logits.shape != inputs.mask.shape:
-        raise ValueError(
-            f"The model gave logits of shape {tuple(logits.shape)} for masks of shape "
-            f"{tuple(inputs.mask.shape)}: evaluate needs one channel at the size of the mask."
-        )
-    return logits.float().sigmoid()[:, 0].cpu().numpy()
+def _predictions(
+    model: nn.Module, feed, batch: int, device: str | torch.device | None
+) -> Iterator[tuple[object, Tensor, float]]:
+    """Yield (inputs, float32 logits, the model's wall seconds) batch by batch, with the model in evaluation mode."""
+    if device is None:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        for index in torch.arange(len(feed)).split(batch):
+            inputs = feed.batch(index)
+            began = time.perf_counter()
+            logits = model(inputs.image.to(device), inputs.prompts.to(device)).logits.float()
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - began
+            if logits.shape != inputs.mask.shape:
+                raise ValueError(
+                    f"The model gave logits of shape {tuple(logits.shape)} for masks of shape "
+                    f"{tuple(inputs.mask.shape)}: evaluate needs one channel at the size of the mask."
+                )
+            yield inputs, logits, seconds
+    finally:
+        model.train(was_training)
 
 
 def _score(cases, probability, mask, spacing, thresholds, tolerance) -> pd.DataFrame:

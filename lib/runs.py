@@ -5,20 +5,17 @@ with a .json of what the training cost; runs/checkpoints/ the trainings under wa
 without the tests, so that a new test of a trained model never trains it again.
 """
 
-import ast
 import errno
 import hashlib
-import inspect
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -35,11 +32,14 @@ from filelock import FileLock
 from torch import nn
 
 from lib import losses, models
-from lib.data import Case, Dataset, Feed, ImageCache, atomic_write, guard_leakage, load_dataset, sha256_file
+from lib.data import SPLITS, Case, Dataset, Feed, ImageCache, guard_leakage, load_dataset
+from lib.evaluation import evaluate, fit_temperature
+from lib.files import atomic_write, sha256_file
+from lib.keys import HOME, sources_hash, step_source
 from lib.text import CaptionBank, PromptPolicy, texts_for
 from lib.training import Budget, fit
+from lib.wording import REWRITES
 
-HOME = Path(__file__).resolve().parent.parent
 VERSIONS = ("torch", "torchvision", "monai", "timm", "open_clip_torch", "transformers", "lightning", "numpy", "scipy")
 DIGITS = 5  # significant digits kept in a record
 
@@ -52,6 +52,11 @@ class Test:
     dataset: str
     prompts: PromptPolicy
     split: str = "test"
+    corruption: tuple[str, float] | None = None  # a name of lib.data.CORRUPTIONS and its strength
+    transposed: bool = False
+    uncertainty: bool = False  # also lib.evaluation.uncertainty_scores
+    tempered: bool = False  # logits divided by the temperature that fits the validation cases best
+    seed: int = 0  # of what is random in the model, such as dropout switched on
     switches: tuple[tuple[str, object], ...] = ()  # attributes of the model, set during this test only
     thresholds: tuple[float, ...] = (0.5,)
     worded: bool = False  # only cases that have text in the policy's columns
@@ -78,6 +83,10 @@ class Experiment:
     seed: int = 0
     drop_empty: bool = True  # leave out cases without a lesion, in training and tests
     limit: int | None = None  # training cases per dataset, chosen as in Test
+    only: tuple[str, ...] = ()  # training cases by id, where they are chosen in another way
+    tokens: bool = False  # give the model the words' embeddings beside the sentence's
+    select: str = "val"  # the split that chooses the checkpoint; "train" and "test" are for measuring what that does
+    transposed: bool = False  # train on images with rows and columns exchanged
 
 
 @dataclass(frozen=True)
@@ -110,79 +119,31 @@ def fit_key(experiment: Experiment, data: Path = Path("data"), root: Path = Path
 def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
     code = []
     for kind, name, known in (("model", experiment.model, models.MODELS), ("loss", experiment.loss, losses.LOSSES)):
-        if name not in known:
+        stem = name.partition("@")[0]  # a loss may carry weights: seu@entropy=0.3
+        if stem not in known:
             raise ValueError(f"Arm '{experiment.arm}' asks for the {kind} '{name}': use one of {', '.join(known)}.")
-        code.append(known[name])
+        code.append(known[stem])
     modules = ["lib.data", "lib.text", "lib.training", *(target.split(":")[0] for target in code)]
-    steps, names = [_Selection, _training_cases, _feed, train], set(experiment.train)
+    steps = [_Selection, _training_cases, _feed, _fitting_feeds, train]
+    names, policies = set(experiment.train), [experiment.prompts]
     if "tests" not in left_out:
         modules += ["lib.evaluation"]
         steps += [_test_cases, _judge, _write]
         names |= {test.dataset for test in experiment.tests}
+        policies += [test.prompts for test in experiment.tests]
+    if any(policy.perturbation in REWRITES for policy in policies):
+        modules += ["lib.wording"]
     lock = HOME / "requirements.lock"
     facts = {
         "experiment": {name: value for name, value in asdict(experiment).items() if name not in left_out},
         "datasets": {name: dataset(data, name).card.fingerprint for name in sorted(names)},
-        "sources": [*code, _sources(tuple(modules)), *map(_source, steps)],
+        "sources": [*code, sources_hash(tuple(modules)), *map(step_source, steps)],
+        "backbones": {name: models.BACKBONES[name] for name in models.offered()},
         "encoder": _captions(experiment.encoder, Path(root) / "captions").path.stem,  # name and weights
         "lock": sha256_file(lock) if lock.is_file() else "none",
         "device": _device_class(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def sources_hash(modules: Iterable[str], home: Path = HOME) -> str:
-    """Hash what the named `lib` modules do, with all `lib` modules that they import; their wording does not count."""
-    waiting, seen = list(modules), {}
-    while waiting:
-        name = waiting.pop()
-        path = home.joinpath(*name.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        # `from lib.text import Prompts` might name a module lib.text.Prompts, of which there is no file.
-        if name in seen or not path.is_file():
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        seen[name] = _meaning(tree)
-        package = (name if path.name == "__init__.py" else name.rpartition(".")[0]).split(".")
-        for node in ast.walk(tree):
-            found = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            if isinstance(node, ast.ImportFrom):
-                above = package[: len(package) - node.level + 1] if node.level else []
-                source = ".".join([*above, *([node.module] if node.module else [])])
-                found = [source, *(f"{source}.{name}" for name in found)]
-            for name in found:
-                parts = name.split(".")  # importing a.b.c runs the packages a and a.b
-                waiting += [".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "lib"]
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-
-
-_sources = cache(sources_hash)
-
-
-@cache
-def _source(step: Callable) -> str:
-    """What one step of a run, defined in this file, does: the file as a whole is more than that."""
-    return json.dumps(_meaning(ast.parse(inspect.getsource(step))))
-
-
-def _meaning(node: object) -> object:
-    """Syntax as nested lists that layout, comments and docstrings do not change, and on which Python versions agree."""
-    if isinstance(node, list):
-        return [_meaning(item) for item in node if not _is_wording(item)]
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
-    return [type(node).__name__, *([name, _meaning(value)] for name, value in fields if name != "ctx")]
-
-
-def _is_wording(node: object) -> bool:
-    """A docstring, or a registry of "module:function": a new entry changes no run, and the one used is in the key."""
-    value = getattr(node, "value", None)
-    if isinstance(node, ast.Expr):
-        return isinstance(value, ast.Constant)
-    if not (isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(value, ast.Dict) and value.values):
-        return False
-    return all(re.match(r"'lib[.\w]*:\w+'$", repr(getattr(entry, "value", None))) for entry in value.values)
 
 
 def _device() -> str:
@@ -217,12 +178,15 @@ def _dataset(folder: Path, written: int) -> Dataset:
 
 @dataclass(frozen=True)
 class _Selection:
-    """Which cases: a split of some folders; with text in one column of each group; at most `limit` per folder."""
+    """Which cases: a split of some folders; with text in one column of each group; of the ids in `only`, if there are
+    any; at most `limit` per folder.
+    """
 
     folders: tuple[tuple[Path, int], ...]
     split: str
     worded: tuple[tuple[str, ...], ...] = ()
     limit: int | None = None
+    only: tuple[str, ...] = ()
 
     def cases(self) -> list[Case]:
         chosen = []
@@ -239,6 +203,8 @@ class _Selection:
                     f"{' and '.join(' or '.join(group) for group in self.worded)}: "
                     f"its prompt columns are {', '.join(source.card.prompts) or 'none'}."
                 )
+            if self.only:
+                cases = [case for case in cases if case.case_id in self.only]
             # By hash, so that a smaller limit takes a part of what a larger one takes, whatever the seed.
             first = sorted(cases, key=lambda case: hashlib.sha256(case.case_id.encode()).digest())[: self.limit]
             ids = {case.case_id for case in first}
@@ -252,8 +218,8 @@ def _folders(data: Path, names: Iterable[str]) -> tuple[tuple[Path, int], ...]:
 
 
 def _training_cases(experiment: Experiment, data: Path, split: str) -> _Selection:
-    limit = experiment.limit if split == "train" else None
-    return _Selection(_folders(data, experiment.train), split, limit=limit)
+    part = {"limit": experiment.limit, "only": experiment.only} if split == "train" else {}
+    return _Selection(_folders(data, experiment.train), split, **part)
 
 
 def _test_cases(test: Test, data: Path) -> _Selection:
@@ -276,10 +242,38 @@ def _captions(name: str, folder: Path) -> CaptionBank:
     return CaptionBank(name, folder)
 
 
-def _feed(experiment: Experiment, selection: _Selection, policy: PromptPolicy, root: Path, augment="none") -> Feed:
+def _feed(
+    experiment: Experiment,
+    selection: _Selection,
+    policy: PromptPolicy,
+    root: Path,
+    augment: str = "none",
+    corruption: tuple[str, float] | None = None,
+    transposed: bool = False,
+) -> Feed:
     images = _images(selection, experiment.size, experiment.channels, experiment.drop_empty, _device())
     captions = _captions(experiment.encoder, root / "captions")
-    return Feed(images, captions.prompts(texts_for(images.cases, policy)), augment)
+    prompts = captions.prompts(texts_for(images.cases, policy), experiment.tokens)
+    if corruption:
+        images = images.corrupted(*corruption)
+    if transposed:
+        images = images.transposed()
+    return Feed(images, prompts, augment)
+
+
+def _fitting_feeds(experiment: Experiment, data: Path, root: Path) -> dict[str, Feed]:
+    """What a model is trained on, and what its checkpoint is chosen by."""
+    return {
+        use: _feed(
+            experiment,
+            _training_cases(experiment, data, split),
+            experiment.prompts,
+            root,
+            augment,
+            transposed=experiment.transposed,
+        )
+        for use, split, augment in (("train", "train", experiment.augment), ("select", experiment.select, "none"))
+    }
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -316,10 +310,7 @@ def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Pat
     checkpoint = root / "checkpoints" / f"{name}.pt"
     with _alone(), _lock(root, name):
         if not (path.is_file() and path.with_suffix(".json").is_file()):
-            feeds = {
-                split: _feed(experiment, _training_cases(experiment, data, split), experiment.prompts, root, augment)
-                for split, augment in (("train", experiment.augment), ("val", "none"))
-            }
+            feeds = _fitting_feeds(experiment, data, root)
             torch.manual_seed(experiment.seed)
             model = models.build(experiment.model, **dict(experiment.config))
             if hasattr(model, "calibrate_text"):
@@ -328,7 +319,7 @@ def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Pat
                 model,
                 losses.loss(experiment.loss),
                 feeds["train"],
-                feeds["val"],
+                feeds["select"],
                 experiment.budget,
                 seed=experiment.seed,
                 prompt_dropout=experiment.prompt_dropout,
@@ -369,17 +360,26 @@ def run(
             return found
         _check_tests(experiment)
         selections = [_test_cases(test, data) for test in experiment.tests]
-        seen = [case for split in ("train", "val") for case in _training_cases(experiment, data, split).cases()]
+        # A checkpoint chosen by test score is one of the faults that the book measures; training on one never is.
+        fitted = {"train", experiment.select} - {"test"}
+        seen = [case for split in sorted(fitted) for case in _training_cases(experiment, data, split).cases()]
         guard_leakage(seen, [case for selection in selections for case in selection.cases()])
         feeds = [
-            _feed(experiment, selection, test.prompts, root)
+            _feed(experiment, selection, test.prompts, root, corruption=test.corruption, transposed=test.transposed)
             for selection, test in zip(selections, experiment.tests, strict=True)
         ]
         weights = train(experiment, data=data, root=root)
         facts = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
         model, _ = models.load(weights, facts["sha256"])
         started = time.perf_counter()
-        tables = [_judge(model, feed, test) for feed, test in zip(feeds, experiment.tests, strict=True)]
+        temperature = 1.0
+        if any(test.tempered for test in experiment.tests):
+            chosen_by = _feed(experiment, _training_cases(experiment, data, "val"), experiment.prompts, root)
+            temperature = fit_temperature(model, chosen_by, device=_device())
+        tables = [
+            _judge(model, feed, test, temperature if test.tempered else 1.0)
+            for feed, test in zip(feeds, experiment.tests, strict=True)
+        ]
         evaluate_seconds = time.perf_counter() - started
         log = pd.DataFrame(facts.pop("log"))
         meta = {
@@ -387,6 +387,7 @@ def run(
             "weights_sha256": facts.pop("sha256"),
             "fit_seconds": facts["seconds"],
             "evaluate_seconds": evaluate_seconds,
+            "temperature": temperature,
             **facts,
             "seconds": facts["seconds"] + evaluate_seconds,
             **_surroundings(experiment, data),
@@ -398,14 +399,20 @@ def run(
         return load_record(folder)
 
 
-def _judge(model: nn.Module, feed: Feed, test: Test) -> pd.DataFrame:
-    from lib.evaluation import evaluate  # it brings MONAI, for which a reader of found runs need not wait
-
+def _judge(model: nn.Module, feed: Feed, test: Test, temperature: float = 1.0) -> pd.DataFrame:
     before = {name: getattr(model, name) for name, _ in test.switches}
     try:
         for name, value in test.switches:
             setattr(model, name, value)
-        table = evaluate(model, feed, thresholds=test.thresholds, device=_device())
+        torch.manual_seed(test.seed)
+        table = evaluate(
+            model,
+            feed,
+            thresholds=test.thresholds,
+            uncertainty=test.uncertainty,
+            temperature=temperature,
+            device=_device(),
+        )
     finally:
         for name, value in before.items():
             setattr(model, name, value)
@@ -416,6 +423,10 @@ def _judge(model: nn.Module, feed: Feed, test: Test) -> pd.DataFrame:
 
 
 def _check_tests(experiment: Experiment) -> None:
+    if experiment.select not in SPLITS:
+        raise ValueError(
+            f"Arm '{experiment.arm}' chooses its checkpoint by '{experiment.select}': use one of {', '.join(SPLITS)}."
+        )
     names = [(test.name, test.dataset) for test in experiment.tests]
     if len(set(names)) < max(1, len(names)):
         twice = f"two tests {max(names, key=names.count)}" if names else "no test"

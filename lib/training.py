@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.data import Feed, atomic_write
+from lib.data import Feed
+from lib.files import atomic_write
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 

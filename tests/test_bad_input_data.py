@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from lib import data
-from lib.data import DataError, DatasetWriter, Feed, ImageCache, atomic_write, extract, load_dataset
+from lib.data import DatasetWriter, Feed, ImageCache, load_dataset
+from lib.files import DataError, atomic_write, extract
 from lib.text import Prompts
 
 CARD = {

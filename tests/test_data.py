@@ -18,17 +18,15 @@ from PIL import Image
 
 from lib.data import (
     AUGMENTATIONS,
+    CORRUPTIONS,
     DatasetWriter,
     Feed,
     ImageCache,
     LeakageError,
-    atomic_write,
-    extract,
-    fetch,
     guard_leakage,
     load_dataset,
-    sha256_file,
 )
+from lib.files import DataError, atomic_write, extract, fetch, sha256_file
 from lib.text import Prompts
 
 CARD = {
@@ -389,3 +387,30 @@ def test_a_writer_leaves_the_drafts_of_others_that_still_run(tmp_path):
         write(tmp_path / "boxes")
         first.add(case_id="b", patient_id="b", image=image, mask=mask, **kwargs)
     assert [case.case_id for case in load_dataset(tmp_path / "boxes", verify=True).cases] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_is_stronger_with_its_strength_and_the_same_each_time(name, tmp_path):
+    cache = feed(write(tmp_path / "d")).cache
+    changes = [float((cache.corrupted(name, s).images - cache.images).abs().mean()) for s in (0, 0.3, 0.9)]
+    assert changes[0] == 0 < changes[1] < changes[2]
+    again = cache.corrupted(name, 0.3)
+    assert torch.equal(again.images, cache.corrupted(name, 0.3).images) and torch.equal(again.masks, cache.masks)
+    assert again.images.min() >= 0 and again.images.max() <= 1
+
+
+def test_an_unknown_corruption_and_a_negative_strength_are_refused(tmp_path):
+    cache = feed(write(tmp_path / "d")).cache
+    with pytest.raises(DataError, match="Unknown corruption 'fog': use one of blur, noise, low_contrast"):
+        cache.corrupted("fog", 1)
+    with pytest.raises(DataError, match="has the strength -1"):
+        cache.corrupted("blur", -1)
+
+
+def test_a_transposed_cache_swaps_rows_and_columns(tmp_path):
+    cache = feed(write(tmp_path / "d")).cache
+    turned = cache.transposed()
+    assert torch.equal(turned.images[0, 0].T, cache.images[0, 0]) and torch.equal(
+        turned.masks[0, 0].T, cache.masks[0, 0]
+    )
+    assert torch.equal(turned.transposed().images, cache.images)

@@ -196,7 +196,7 @@ class StoredFeed:
 
     def batch(self, index):
         prompts = SimpleNamespace(to=lambda device: None)
-        return SimpleNamespace(image=self.logits[index], mask=self.masks[index], prompts=prompts)
+        return SimpleNamespace(image=self.logits[index], mask=self.masks[index], prompts=prompts, index=index)
 
 
 def logit(mask, size=6.0):
@@ -262,3 +262,59 @@ def test_logits_of_another_size_are_refused():
     feed = StoredFeed([np.zeros((16, 16))], [disc(16, 16, 6)])
     with pytest.raises(ValueError, match=r"logits of shape \(1, 1, 16, 16\) for masks of shape \(1, 1, 32, 32\)"):
         evaluation.evaluate(Repeat(), feed)
+
+
+# --- uncertainty
+
+
+def test_doubt_at_the_errors_is_rewarded_and_doubt_elsewhere_is_not():
+    truth = disc(16, 16, 6)
+    wrong = np.zeros_like(truth)
+    wrong[:2] = True
+    sure, unsure = 0.98, 0.6
+    predicted = truth ^ wrong
+
+    def probability(doubtful):
+        certainty = np.where(doubtful, unsure, sure)
+        return np.where(predicted, certainty, 1 - certainty)
+
+    honest, blind = probability(wrong), probability(np.roll(wrong, 8, axis=0))
+    scores = evaluation.uncertainty_scores(np.stack([honest, blind, truth * 0.9]), np.stack([truth] * 3))
+    assert scores["error_auroc"][0] == 1 and scores["error_auroc"][1] < 0.5 and np.isnan(scores["error_auroc"][2])
+    assert scores["aurc"][0] < scores["aurc"][1] and scores["aurc"][2] == 0
+    assert scores["risk_0.9"][0] == 0 < scores["risk_0.9"][1]
+    assert scores["confidence"][2] == pytest.approx(0.9)
+
+
+def test_risk_at_full_coverage_is_the_error_rate_whatever_the_order():
+    wrong = np.array([True, False, False, True])
+    for doubt in ([0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.5] * 4):
+        assert evaluation.risk_coverage(wrong, np.array(doubt))[-1] == 0.5
+    assert evaluation.risk_coverage(wrong, np.full(4, 0.5)).tolist() == [0.5] * 4  # ties share their risk
+
+
+def test_entropy_is_symmetric_and_peaks_at_one_half():
+    entropy = evaluation.binary_entropy(np.array([0, 0.1, 0.5, 0.9, 1]))
+    assert entropy[0] == entropy[4] == 0 and entropy[1] == pytest.approx(entropy[3]) and entropy.argmax() == 2
+
+
+@given(st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=20)
+def test_a_calibrated_forecast_has_a_small_adaptive_error(seed):
+    rng = np.random.default_rng(seed)
+    probability = rng.uniform(size=(1, 60, 60))
+    mask = rng.uniform(size=probability.shape) < probability
+    assert evaluation.adaptive_calibration_error(probability, mask)[0] < 0.08
+    assert evaluation.adaptive_calibration_error(probability, ~mask)[0] > 0.3
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_temperature_undoes_over_and_underconfidence(factor):
+    rng = np.random.default_rng(0)
+    honest = rng.normal(size=(4, 48, 48))
+    truths = list(rng.uniform(size=honest.shape) < 1 / (1 + np.exp(-honest)))
+    feed = StoredFeed(list(factor * honest), truths)
+    assert evaluation.fit_temperature(Repeat(), feed) == pytest.approx(factor, rel=0.15)
+    plain, tempered = (evaluation.evaluate(Repeat(), feed, temperature=t, uncertainty=True) for t in (1, factor))
+    assert tempered["ece"].mean() < plain["ece"].mean() and (tempered["dsc"] == plain["dsc"]).all()
+    assert set(evaluation.UNCERTAINTY_COLUMNS) <= set(plain.columns)

@@ -18,7 +18,7 @@ import torch
 
 from lib import runs
 from lib.data import LeakageError, load_dataset
-from lib.runs import Experiment, fit_key, key, load_record, run, run_all, sources_hash
+from lib.runs import Experiment, fit_key, key, load_record, run, run_all
 from lib.text import PromptPolicy
 from lib.training import Budget
 from tests.conftest import write_tiny_dataset
@@ -141,51 +141,21 @@ def test_an_unknown_name_is_answered_with_the_known_ones(place, fields, sentence
         run(change(**fields), **place)
 
 
-SOURCES = {
-    "lib/__init__.py": "",
-    "lib/a.py": 'from lib import b\nfrom .c import thing\n\ndef f(x):\n    """Say."""\n    return b.g(x)  # why\n',
-    "lib/b.py": "import lib.d.e\n\ndef g(x):\n    return x + 1\n",
-    "lib/c.py": "thing = None\n",
-    "lib/d/__init__.py": 'MODELS = {"one": "lib.d.e:one"}\n',
-    "lib/d/e.py": "def one(*, key=None, **rest):\n    global x\n    return {**rest}\n",
-    "lib/apart.py": "x = 1\n",
-}
+def test_a_rewritten_prompt_brings_the_word_lists_into_the_key(place, monkeypatch):
+    asked, plain = [], runs.sources_hash
+    monkeypatch.setattr(runs, "sources_hash", lambda modules: asked.append(modules) or plain(modules))
+    key(EXPERIMENT, place["data"], place["root"])
+    key(change(tests=(look(perturbation="typo"),)), place["data"], place["root"])
+    assert ["lib.wording" in modules for modules in asked] == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "same"),
-    [
-        (
-            "lib/a.py",
-            'from lib import b\nfrom .c import thing\ndef f(x):\n    """Tell."""\n    return b.g( x )\n',
-            True,
-        ),
-        ("lib/a.py", SOURCES["lib/a.py"].replace("g(x)", "g(-x)"), False),
-        ("lib/b.py", SOURCES["lib/b.py"].replace("1", "2"), False),
-        ("lib/c.py", "thing = 0\n", False),
-        ("lib/d/__init__.py", 'MODELS = {\n    "one": "lib.d.e:one",\n    "two": "lib.d.f:two",\n}\n', True),
-        ("lib/d/__init__.py", 'MODELS = {"one": "another kind of table"}\n', False),
-        ("lib/d/e.py", SOURCES["lib/d/e.py"].replace("None", "0"), False),
-        ("lib/apart.py", "x = 2\n", True),
-    ],
-)
-def test_sources_count_for_what_they_do_however_far_they_are_imported(tmp_path, file, text, same):
-    hashes = []
-    for folder, files in (("old", SOURCES), ("new", {**SOURCES, file: text})):
-        for name, source in files.items():
-            path = tmp_path / folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(source)
-        hashes.append(sources_hash(["lib.a"], tmp_path / folder))
-    assert (hashes[0] == hashes[1]) is same
-
-
-def test_every_module_that_makes_a_number_is_among_the_sources(monkeypatch):
-    read, parse = [], runs.ast.parse
-    monkeypatch.setattr(runs.ast, "parse", lambda text: read.append(text) or parse(text))
-    sources_hash(["lib.models.nullbus"])
-    assert (ROOT / "lib/models/blocks.py").read_text() in read and (ROOT / "lib/text.py").read_text() in read
-    assert (ROOT / "lib/data.py").read_text() not in read
+def test_an_offered_backbone_is_part_of_the_key(place, monkeypatch, tmp_path):
+    before = key(EXPERIMENT, place["data"], place["root"])
+    path = tmp_path / "weights" / "resnet50" / runs.models.BACKBONES["resnet50"][2]
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setenv(runs.models.WEIGHTS, str(tmp_path / "weights"))
+    assert key(EXPERIMENT, place["data"], place["root"]) != before
 
 
 # --- one run
@@ -209,6 +179,35 @@ def test_a_record_holds_the_table_and_all_that_explains_it(place):
     assert header["notes"] == {"fit_key": meta["fit_key"], "encoder": "hash", "size": 32} and not model.training
     assert left(place["root"]) == sorted([record.key, *(f"{record.key}/{f}" for f in FILES)])
     assert not list((place["root"] / "checkpoints").glob("*.pt"))
+
+
+def test_a_test_may_worsen_the_images_and_ask_for_uncertainty(place):
+    tests = (
+        look("clean", uncertainty=True),
+        look("noisy", corruption=("noise", 0.5)),
+        look("turned", transposed=True),
+        look("tempered", tempered=True),
+    )
+    table = run(change(tests=tests), **place).cases.set_index(["test", "case_id"])
+    assert table.loc["clean", "aurc"].notna().all() and table.loc["noisy", "aurc"].isna().all()
+    assert (table.loc["tempered", "dsc"] == table.loc["clean", "dsc"]).all()
+    assert (table.loc["tempered", "brier"] != table.loc["clean", "brier"]).any()
+
+
+def test_training_cases_may_be_named(place):
+    cases = load_dataset(place["data"] / "tiny").split("train")
+    chosen = tuple(case.case_id for case in cases[:2])
+    feeds = runs._fitting_feeds(change(only=chosen), place["data"], place["root"])
+    assert tuple(case.case_id for case in feeds["train"].cache.cases) == chosen
+    assert len(feeds["select"].cache) == len(load_dataset(place["data"] / "tiny").split("val"))
+
+
+def test_a_checkpoint_may_be_chosen_by_test_score_to_measure_what_that_does(place):
+    record = run(change(select="test"), **place)
+    feeds = runs._fitting_feeds(change(select="test"), place["data"], place["root"])
+    assert {case.split for case in feeds["select"].cache.cases} == {"test"} and len(record.cases) > 0
+    with pytest.raises(ValueError, match="chooses its checkpoint by 'tset': use one of train, val, test"):
+        run(change(select="tset"), **place)
 
 
 def test_the_second_time_a_run_is_found(place, trainings):

