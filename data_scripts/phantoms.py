@@ -258,7 +258,7 @@ def _outline(rng: np.random.Generator, lesion: dict[str, str]) -> tuple[np.ndarr
     elif lesion["margin"] == "angular":
         corners = rng.integers(5, 7)
         at = np.arange(corners) + rng.uniform(-0.25, 0.25, corners)
-        corner = at * 2 * np.pi / corners - np.pi
+        corner = np.sort(at * 2 * np.pi / corners % (2 * np.pi)) - np.pi
         corner_radius = np.clip(np.interp(corner, ANGLES, radius), 0.8, 1.3) * rng.uniform(0.9, 1.15, corners)
         radius = _polygon(corner, corner_radius)
     elif lesion["margin"] == "spiculated":
@@ -269,8 +269,9 @@ def _outline(rng: np.random.Generator, lesion: dict[str, str]) -> tuple[np.ndarr
         spicules = spikes.max(axis=1)
         radius *= 0.88 + 0.34 * spicules
     area = np.trapezoid(radius**2 / 2, ANGLES)
-    turned = [np.interp(ANGLES - tilt, ANGLES, values, period=2 * np.pi) for values in (radius, spicules)]
-    return turned[0] / np.sqrt(area), turned[1]
+    # np.interp has a period of its own, but sorts for it.
+    turned = (ANGLES - tilt + np.pi) % (2 * np.pi) - np.pi
+    return np.interp(turned, ANGLES, radius) / np.sqrt(area), np.interp(turned, ANGLES, spicules)
 
 
 def _polygon(corner: np.ndarray, corner_radius: np.ndarray) -> np.ndarray:
@@ -320,9 +321,9 @@ def _place(
     dy, dx = down - centre[0], across - centre[1]
     angle = np.arctan2(dy, dx)
     step = np.rint((angle + np.pi) * ((len(ANGLES) - 1) / (2 * np.pi))).astype(np.int32)
-    relative = np.sqrt(dx * dx + dy * dy) / (radius * scale).astype(np.float32)[step]
+    relative = np.sqrt(dx * dx + dy * dy) / (radius * scale).astype(np.float32).take(step)
     reach = float(scale / np.sqrt(np.pi))
-    return Lesion(words, centre, reach, relative, angle, spicules.astype(np.float32)[step])
+    return Lesion(words, centre, reach, relative, angle, spicules.astype(np.float32).take(step))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -336,26 +337,43 @@ def speckle(rng: np.random.Generator, amplitude: np.ndarray, probe: float = 12.0
     Complex Gaussian scatterers under a point spread function that is short along the beam, wider across it,
     and widest away from the focus at 45 % depth; its width in mm falls with the probe frequency in MHz.
     """
+    return np.sqrt(_speckle_power(rng, amplitude, probe, looks=1))
+
+
+def _speckle_power(rng: np.random.Generator, amplitude: np.ndarray, probe: float, looks: int) -> np.ndarray:
+    """Mean power of speckle over several looks from different angles."""
     size, pad = len(amplitude), len(amplitude) // 16
-    axial, lateral = _point_spread(size, size + 2 * pad, probe)
+    axial, gain, lateral = _point_spread(size, size + 2 * pad, probe)
     wide = np.pad(amplitude.astype(np.float32, copy=False), ((0, 0), (pad, pad)), mode="edge")
-    field = rng.standard_normal((*wide.shape, 2), dtype=np.float32) * wide[..., None]
-    field = (axial @ field.reshape(size, -1)).view(np.complex64)
-    field = ifft(fft(field, axis=1) * lateral, axis=1)[:, pad:-pad]
-    return np.sqrt(field.real**2 + field.imag**2)
+    reach = len(axial) // 2
+    noise = np.zeros((size + 2 * reach, *wide.shape[1:], 2), np.float32)
+    power = np.zeros_like(amplitude, np.float32)
+    for _ in range(looks):
+        scatterers = rng.standard_normal(out=noise[reach:-reach], dtype=np.float32)
+        scatterers *= wide[..., None]
+        # Shifts and sums, as the last bits of a matrix product depend on the number of threads.
+        field = noise[:size] * axial[0]
+        for row, weight in enumerate(axial[1:], start=1):
+            field += noise[row : row + size] * weight
+        field = (field * gain).view(np.complex64)[..., 0]
+        field = ifft(fft(field, axis=1, overwrite_x=True) * lateral, axis=1, overwrite_x=True)[:, pad:-pad]
+        power += field.real**2 + field.imag**2
+    return power / looks
 
 
 @cache
-def _point_spread(size: int, columns: int, probe: float) -> tuple[np.ndarray, np.ndarray]:
-    """Axial weights [S, S] and, per depth, the lateral transfer function [S, columns], both of unit power."""
+def _point_spread(size: int, columns: int, probe: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Axial weights, the gain per depth [S, 1, 1] and lateral transfer function [S, columns] that give unit power."""
     mm = WIDTH_MM / size
-    gap = np.arange(size)[:, None] - np.arange(size)
-    axial = np.exp(-0.5 * (gap / max(0.19 * 12 / probe / mm, 0.4)) ** 2)
-    axial /= np.sqrt(2 * np.sum(axial**2, axis=1, keepdims=True))  # half the power each for real and imaginary
+    spread = max(0.19 * 12 / probe / mm, 0.4)
+    reach = int(np.ceil(5 * spread))
+    axial = np.exp(-0.5 * (np.arange(-reach, reach + 1) / spread) ** 2)
+    power = np.convolve(np.ones(size), axial**2, mode="same")[:, None]
+    gain = 1 / np.sqrt(2 * power)[..., None]  # half the power each for real and imaginary
     width = np.maximum((0.32 + np.abs(_grid(size)[0] - 0.45) ** 1.5) * 12 / probe / mm, 0.4)
     lateral = np.exp(-2 * (np.pi * np.fft.fftfreq(columns) * width) ** 2)
     lateral /= np.sqrt(np.mean(lateral**2, axis=1, keepdims=True))
-    return axial.astype(np.float32), lateral.astype(np.float32)
+    return axial.astype(np.float32), gain.astype(np.float32), lateral.astype(np.float32)
 
 
 def _step(at: np.ndarray, edge: np.ndarray | float, width: float) -> np.ndarray:
@@ -370,7 +388,7 @@ def _strands(rng: np.random.Generator, size: int, down: int, across: int, width:
     """Thin curved septa, bright where they face the probe: the zero lines of a smooth field."""
     field = smooth_field(rng, size, down, across)
     along, sideways = np.gradient(field, 1 / size)
-    slope = np.hypot(along, sideways) + 1e-3
+    slope = np.sqrt(along**2 + sideways**2) + 1e-3
     facing = (along / slope) ** 2
     patchy = np.clip(0.55 + 0.6 * smooth_field(rng, size, 6, 6), 0, 1.3)
     return _ridge(field / slope, width) * (0.15 + 0.85 * facing) * patchy
@@ -450,11 +468,18 @@ def _insert(rng: np.random.Generator, level: np.ndarray, lesion: Lesion) -> np.n
 
 def _shear(values: np.ndarray, slope: float) -> np.ndarray:
     """Shift row r by slope · r columns, so that beams steered by `slope` become columns (-slope: back)."""
-    rows, columns = np.arange(values.shape[0])[:, None], np.arange(values.shape[1])
-    at = np.clip(columns + slope * rows, 0, len(columns) - 1.001)
+    if not slope:
+        return values
+    low, part = _sheared(*values.shape, slope)
+    return values.take(low) * (1 - part) + values.take(low + 1) * part
+
+
+@cache
+def _sheared(rows: int, columns: int, slope: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where the shifted values come from: flat index of the left neighbour, and the right one's share."""
+    at = np.clip(np.arange(columns) + slope * np.arange(rows)[:, None], 0, columns - 1.001)
     low = at.astype(np.intp)
-    part = (at - low).astype(np.float32)
-    return values[rows, low] * (1 - part) + values[rows, low + 1] * part
+    return low + columns * np.arange(rows)[:, None], (at - low).astype(np.float32)
 
 
 def _posterior(rng: np.random.Generator, lesion: Lesion, slope: float) -> np.ndarray:
@@ -510,7 +535,7 @@ def _render(rng: np.random.Generator, size: int, patient: Patient, lesions: list
         level = _insert(rng, level, lesion)
         gain = gain + _posterior(rng, lesion, slope)
     amplitude = 10 ** ((level + gain) / 20)
-    power = sum(speckle(rng, amplitude, patient.probe) ** 2 for _ in range(COMPOUNDED)) / COMPOUNDED
+    power = _speckle_power(rng, amplitude, patient.probe, COMPOUNDED)
     noise = 10 ** (-60 / 10) * rng.standard_exponential((size, size), dtype=np.float32)
     decibel = 10 * np.log10(power + noise) + patient.gain
     image = np.clip(1 + decibel / patient.dynamic_range, 0, 1)

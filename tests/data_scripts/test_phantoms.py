@@ -19,6 +19,7 @@ from phantoms import (
     write_bus,
 )
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from lib.data import load_dataset
 from lib.text import role_of
@@ -266,6 +267,19 @@ def test_a_case_depends_on_its_seed_and_number_only():
     assert np.array_equal(one.image, again.image) and one.prompts == again.prompts
     assert not np.array_equal(one.image, regenerate("bus_00007", seed=6, size=SIZE).image)
     assert not np.array_equal(one.image, regenerate("bus_00008", seed=5, size=SIZE).image)
+
+
+def test_a_case_does_not_depend_on_the_number_of_threads():
+    with threadpool_limits(1):
+        alone = regenerate("bus_00003")
+    with threadpool_limits(2):
+        assert np.array_equal(regenerate("bus_00003").image, alone.image)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_angular_outline_closes(seed):
+    radius, _ = phantoms._outline(np.random.default_rng(seed), words_of(margin="angular"))
+    assert np.abs(np.diff(radius, append=radius[0])).max() < 0.05
 
 
 def test_patients_have_one_to_three_images_of_the_same_tissue_and_probe():
