@@ -124,7 +124,10 @@ def fit(
     )
     model.to(fabric.device)
     # Fabric wraps only the optimiser: its wrapper for models refuses frozen dataclasses, and Prompts is one.
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(_groups(model, budget.weight_decay), lr=budget.lr))
+    # Fused: one kernel for all parameters takes a sixth off a small model's step; it cannot clip scaled gradients.
+    fused = budget.precision != "16-mixed"
+    adam = torch.optim.AdamW(_groups(model, budget.weight_decay), lr=budget.lr, fused=fused)
+    optimizer = fabric.setup_optimizers(adam)
     state = {"step": 0, "log": [], "best": {}, "seconds": 0.0, "peak": 0.0}
     state["average"] = _copy(_live(model)) if budget.ema else {}
     if checkpoint:
@@ -143,7 +146,7 @@ def fit(
     @torch.no_grad()
     def validate() -> float:
         model.eval()
-        batches = (valid.batch(index) for index in torch.arange(len(valid)).split(budget.batch))
+        batches = (valid.batch(index) for index in torch.arange(len(valid)).split(4 * budget.batch))
         return torch.cat([foreground_dice(predict(b), b.mask.to(fabric.device)) for b in batches]).mean().item()
 
     used_memory = _used_memory(fabric.device)
