@@ -26,9 +26,7 @@ from common import (
     unpacked,
 )
 from mask_words import lesion_sentence, pixel_sentence
-from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from near_duplicates import duplicate_groups, name_groups, repeats_of_held_out
 
 from lib.data import SPLITS, DataError, DatasetWriter, PromptColumn
 
@@ -60,39 +58,6 @@ NOTES = [
 ]
 
 
-def duplicate_groups(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Number the groups of near-duplicate images, [N] int; an image unlike all others is a group of its own.
-
-    Two images are near-duplicates if their 16×16 difference hashes differ in at most 60 of 256 bits or their
-    32×32 thumbnails correlate by at least 0.955. All pairs of BUSI near these limits were looked at: within them
-    every pair shows the same scan or the same lesion, and a little beyond them the first unrelated pairs appear.
-    No two of 1,273 BUS-BRA images of different patients are that much alike.
-    """
-    hashes, thumbnails = [], []
-    for image in images:
-        picture = Image.fromarray(image)
-        grid = np.asarray(picture.resize((17, 16), Image.Resampling.LANCZOS), np.int16)
-        hashes.append((grid[:, 1:] > grid[:, :-1]).ravel())
-        thumbnail = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR), np.float32).ravel()
-        thumbnail = thumbnail - thumbnail.mean()
-        thumbnails.append(thumbnail / max(np.linalg.norm(thumbnail), 1e-6))
-    bits, small = np.array(hashes, np.float32), np.array(thumbnails)
-    differing = bits @ (1 - bits).T + (1 - bits) @ bits.T
-    alike = (differing <= 60) | (small @ small.T >= 0.955)
-    return connected_components(coo_array(alike), directed=False)[1]
-
-
-def name_groups(case_ids: Sequence[str], groups: np.ndarray) -> list[str]:
-    """A patient id per image: its own case id, or `group-` and the first case id of its group."""
-    members: dict[int, list[str]] = {}
-    for case_id, group in zip(case_ids, groups, strict=True):
-        members.setdefault(int(group), []).append(case_id)
-    return [
-        case_id if len(members[int(group)]) == 1 else f"group-{min(members[int(group)])}"
-        for case_id, group in zip(case_ids, groups, strict=True)
-    ]
-
-
 def from_mirror(args: argparse.Namespace) -> None:
     """Write the folder from a mirror, whose split is kept but for training images that resemble held-out ones."""
     mirror = Mirror(args.mirror, "busi", ("text_p2", "text_p6", *MEDCLIPSEG_TEXTS.values()))
@@ -100,15 +65,7 @@ def from_mirror(args: argparse.Namespace) -> None:
     case_ids = [row["case_id"] for row in mirror.rows]
     images = [mirror.image(row) for row in mirror.rows]
     patients = name_groups(case_ids, duplicate_groups(images))
-    held = {"train": 0, "val": 1, "test": 2}
-    furthest: dict[str, int] = {}
-    for patient, row in zip(patients, mirror.rows, strict=True):
-        furthest[patient] = max(furthest.get(patient, 0), held[row["split"]])
-    left_out = [
-        row["case_id"]
-        for patient, row in zip(patients, mirror.rows, strict=True)
-        if held[row["split"]] < furthest[patient]
-    ]
+    left_out = [case_ids[i] for i in repeats_of_held_out(patients, [row["split"] for row in mirror.rows])]
     print(f"leaving out {len(left_out)} images that nearly repeat one of a more held-out split")
     prompts = {
         "global": PromptColumn(role="global", origin="metadata", source=NO_METADATA),

@@ -36,16 +36,23 @@ MEDCLIPSEG_TEXTS = {"local@medclipseg": "text_medclipseg"} | {
     f"local@{variant}": f"text_medclipseg_{variant}"
     for variant in ("contradictory", "missing_location", "overdescriptive", "underdescriptive")
 }
-MEDCLIPSEG_COLUMNS = {
-    column: PromptColumn(
-        role="local",
-        origin="mask-derived",
-        source=f"{MEDCLIPSEG}, "
-        + ("caption" if text == "text_medclipseg" else "altered caption, their test images only")
-        + "; names the class too",
-    )
-    for column, text in MEDCLIPSEG_TEXTS.items()
-}
+
+
+def medclipseg_columns(remark: str) -> dict[str, PromptColumn]:
+    """The prompt columns of MedCLIPSeg's texts, with a remark on what they tell."""
+    return {
+        column: PromptColumn(
+            role="local",
+            origin="mask-derived",
+            source=f"{MEDCLIPSEG}, "
+            + ("caption" if text == "text_medclipseg" else "altered caption, their test images only")
+            + f"; {remark}",
+        )
+        for column, text in MEDCLIPSEG_TEXTS.items()
+    }
+
+
+MEDCLIPSEG_COLUMNS = medclipseg_columns("names the class too")
 
 
 def class_prompt(label: str) -> str:
@@ -109,10 +116,15 @@ def grey_image(file: Path | bytes, name: str | Path) -> np.ndarray:
     return np.asarray(_decoded(file, name).convert("L"))
 
 
-def binary_mask(file: Path | bytes, name: str | Path) -> np.ndarray:
-    """Decode a mask to [H, W] bool: whatever is drawn, that is, neither black nor transparent."""
+def colour_image(file: Path | bytes, name: str | Path) -> np.ndarray:
+    """Decode an image to colour, [H, W, 3] uint8; a grey one has three equal channels."""
+    return np.asarray(_decoded(file, name).convert("RGB"))
+
+
+def binary_mask(file: Path | bytes, name: str | Path, above: int = 0) -> np.ndarray:
+    """Decode a mask to [H, W] bool: whatever is drawn, that is, brighter than `above` and not transparent."""
     image = _decoded(file, name)
-    drawn = np.asarray(image.convert("L")) > 0
+    drawn = np.asarray(image.convert("L")) > above
     return drawn & (np.asarray(image.getchannel("A")) > 0) if "A" in image.getbands() else drawn
 
 
@@ -122,6 +134,11 @@ def _decoded(file: Path | bytes, name: str | Path) -> Image.Image:
         image.load()
     except Exception as error:  # every decoder has its own errors for damage, and none names the remedy
         raise DataError(f"{name} cannot be decoded as an image: get it again from its source.") from error
+    if image.mode[0] in "IF":
+        raise DataError(
+            f"{name} has more than 8 bits per pixel (mode {image.mode}), and how to show it as grey is not for this "
+            "script to guess: convert it to 8 bits first."
+        )
     return image
 
 
@@ -200,9 +217,10 @@ class Mirror:
         require(self.rows, columns, self.folder / "metadata.csv")
         self._zips: dict[str, zipfile.ZipFile] = {}
 
-    def image(self, row: dict[str, str]) -> np.ndarray:
-        """The image of a row, [H, W] uint8."""
-        return grey_image(self._read(row["image"]), self.folder / row["image"])
+    def image(self, row: dict[str, str], colour: bool = False) -> np.ndarray:
+        """The image of a row, uint8, [H, W] or in colour [H, W, 3]."""
+        decode = colour_image if colour else grey_image
+        return decode(self._read(row["image"]), self.folder / row["image"])
 
     def mask(self, row: dict[str, str]) -> np.ndarray:
         """The mask of a row, [H, W] bool."""

@@ -6,6 +6,7 @@ import busi
 import numpy as np
 import pytest
 from common import Mirror
+from near_duplicates import duplicate_groups
 from PIL import Image
 
 from lib.data import ImageCache, load_dataset
@@ -94,25 +95,11 @@ def test_an_image_without_its_mask_is_named(archive, tmp_path, zipped):
     shutil.rmtree(folder)
 
 
-def test_near_duplicates_survive_rescaling_and_noise_but_strangers_stay_apart(scene, rng):
-    images = [scene()[0] for _ in range(6)]
-    noisy = np.clip(images[0] + rng.integers(-12, 12, images[0].shape), 0, 255).astype(np.uint8)
-    smaller = np.asarray(Image.fromarray(images[1]).resize((60, 45), Image.Resampling.BILINEAR))
-    groups = busi.duplicate_groups([*images, noisy, smaller])
-    assert groups[6] == groups[0] and groups[7] == groups[1]
-    assert len(set(groups.tolist())) == 6
-
-
-def test_groups_are_named_after_their_first_case():
-    names = busi.name_groups(["b", "a", "c"], np.array([0, 0, 1]))
-    assert names == ["group-a", "group-a", "c"]
-
-
 def test_every_duplicate_pair_of_the_mirror_is_found(mirrors):
     mirror = Mirror(mirrors, "busi", ("duplicate_group",))
     # Groups among the benign images only: a fifth of the pixels to decode and most of the groups.
     rows = [row for row in mirror.rows if row["label"] == "malignant"]
-    groups = busi.duplicate_groups([mirror.image(row) for row in rows])
+    groups = duplicate_groups([mirror.image(row) for row in rows])
     listed: dict[str, set[int]] = {}
     for row, group in zip(rows, groups, strict=True):
         if row["duplicate_group"]:

@@ -4,7 +4,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from common import binary_mask, make_splits, read_table, require
+from common import binary_mask, colour_image, grey_image, make_splits, read_table, require
 from PIL import Image
 
 from lib.data import DataError
@@ -53,6 +53,24 @@ def test_masks_are_read_in_every_mode_people_save_them(tmp_path, mode):
         picture = picture.convert(mode)
     picture.save(tmp_path / "m.png")
     np.testing.assert_array_equal(binary_mask(tmp_path / "m.png", "m.png"), truth)
+
+
+def test_a_mask_with_the_ringing_of_jpeg_is_cut_at_the_level_asked_for(tmp_path):
+    Image.fromarray(np.array([[0, 6, 120, 200, 255]], np.uint8)).save(tmp_path / "m.png")
+    assert binary_mask(tmp_path / "m.png", "m.png", above=127).tolist() == [[False, False, False, True, True]]
+
+
+@pytest.mark.parametrize("read", [grey_image, colour_image, binary_mask])
+def test_an_image_of_16_bits_is_refused_in_one_sentence(tmp_path, read):
+    Image.fromarray(np.full((4, 4), 3000, np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"^x.png has more than 8 bits per pixel \(mode I;16\).*convert it to 8 bits"):
+        read(tmp_path / "x.png", "x.png")
+
+
+def test_colour_and_grey_images_are_read_as_asked_for(tmp_path):
+    Image.new("RGB", (3, 2), (200, 100, 50)).save(tmp_path / "c.png")
+    assert colour_image(tmp_path / "c.png", "c.png")[0, 0].tolist() == [200, 100, 50]
+    assert grey_image(tmp_path / "c.png", "c.png").shape == (2, 3)
 
 
 def test_splits_keep_patients_whole_and_shares_within_every_class():
