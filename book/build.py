@@ -356,7 +356,13 @@ def publish(paths: Paths, chapter: str, name: str, profile: str, given: Mapping[
     if name != chapter:
         words = title or ", ".join(f"{key} {value}" for key, value in given.items())
         _retitle(notebook, f" — {words}" if words else "")
-    keys = records_used(notebook)
+    for key in strip_keys(notebook, "weights"):
+        for suffix in (".safetensors", ".json"):
+            source, target = (folder.parent / "weights" / f"{key}{suffix}" for folder in paths.records)
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+    keys = strip_keys(notebook, "records")
     for key in keys:
         source, target = paths.records[0] / key, paths.records[1] / key
         absent = [file for file in RECORD_FILES if not (source / file).exists() and not (target / file).exists()]
@@ -373,13 +379,12 @@ def publish(paths: Paths, chapter: str, name: str, profile: str, given: Mapping[
     say(f"published book/published/{name}.ipynb with {len(keys)} run records")
 
 
-def records_used(notebook: Notebook) -> list[str]:
-    """List the keys of the run records that a notebook's provenance strips name."""
+def strip_keys(notebook: Notebook, what: str) -> list[str]:
+    """List the keys of the run "records" or "weights" that a notebook's provenance strips name."""
     keys: dict[str, None] = {}
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
-            used = output.get("metadata", {}).get("prompt_to_mask", {})
-            keys.update(dict.fromkeys(used.get("records", ())))
+            keys.update(dict.fromkeys(output.get("metadata", {}).get("prompt_to_mask", {}).get(what, ())))
     return list(keys)
 
 
@@ -476,7 +481,7 @@ def what_was_run(paths: Paths, notebooks: Mapping[str, Notebook]) -> str:
     """Return the page that lists every run record behind the book."""
     used: dict[str, list[str]] = {}
     for page, notebook in notebooks.items():
-        for key in records_used(notebook):
+        for key in strip_keys(notebook, "records"):
             used.setdefault(key, []).append(page)
     for path in paths.records[1].glob("*/record.json"):
         used.setdefault(path.parent.name, [])

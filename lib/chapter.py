@@ -129,11 +129,12 @@ def book(name: str) -> Path:
 
 
 class Strip:
-    """HTML whose display metadata names the run records behind it, for `book/build.py publish`."""
+    """HTML whose display metadata names the run records and weights behind it, for `book/build.py publish`."""
 
-    def __init__(self, text: str, plain: str, keys: Sequence[str]):
+    def __init__(self, text: str, plain: str, keys: Sequence[str], weights: Sequence[str] = ()):
         self._bundle = {"text/html": text, "text/plain": plain}
-        self._metadata = {"prompt_to_mask": {"records": list(keys)}}
+        used = {"records": list(keys)} | ({"weights": list(weights)} if weights else {})
+        self._metadata = {"prompt_to_mask": used}
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         return self._bundle, self._metadata
@@ -161,6 +162,15 @@ def provenance(records: "Record | Sequence[Record]", command: str) -> Strip:
         f"{' · '.join(facts)} · {command}",
         keys,
     )
+
+
+def weights(record: "Record") -> Strip:
+    """Name the weights file that the explorer above uses, so that `book/build.py publish` keeps it with the page."""
+    name, size = record.weights.name, record.weights.stat().st_size
+    facts = f"{name[:12]}….safetensors, {size / 1e6:.1f} MB, sha256 {record.meta['weights_sha256'][:12]}…"
+    where = "kept as runs/weights/ after a run and as book/published/weights/ with a published page"
+    text = f'<div class="provenance" style="font-size:.8em;opacity:.85">weights: <code>{facts}</code> ({where})</div>'
+    return Strip(text, facts, [record.key], [record.meta["fit_key"]])
 
 
 def _duration(seconds: float) -> str:

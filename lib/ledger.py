@@ -1,6 +1,6 @@
 """Claims and audits of the papers -> contrasts on run records -> verdicts that nobody types by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -197,6 +197,26 @@ def summary(table: pd.DataFrame, metric: str, by: Sequence[str] = ("arm", "test"
                 | {"n_cases": len(part), "n_seeds": part.shape[1]}
             )
     return pd.DataFrame(rows)
+
+
+def changes(table: pd.DataFrame, arm: str, against: Mapping[str, str], metric: str) -> pd.DataFrame:
+    """Compare tests of one arm with a reference test of the same models on the cases that both have.
+
+    against: test -> reference test; the result has a row per test with the mean difference and its 95 % interval.
+    """
+    rows = []
+    for test, reference in against.items():
+        pair = (scores(table, Arm(arm=arm, test=name), metric) for name in (test, reference))
+        a, b = next(pair).align(next(pair), join="inner")
+        both = a.notna().all(axis=1) & b.notna().all(axis=1)
+        if both.any():
+            a, b = a[both], b[both]
+            effect = paired_bootstrap(a.to_numpy().T, b.to_numpy().T, patients=_patients(a))
+            rows.append(
+                {"test": test, "against": reference, "mean": effect.mean, "low": effect.low, "high": effect.high}
+                | {"n_cases": len(a), "n_seeds": a.shape[1]}
+            )
+    return pd.DataFrame(rows, columns=["test", "against", "mean", "low", "high", "n_cases", "n_seeds"])
 
 
 def verdict_frame(results: Sequence[Verdict]) -> pd.DataFrame:

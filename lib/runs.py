@@ -326,7 +326,13 @@ def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Pat
                 checkpoint=checkpoint,
                 device=_device(),
             )
-            notes = {"fit_key": name, "encoder": experiment.encoder, "size": experiment.size}
+            notes = {
+                "fit_key": name,
+                "encoder": experiment.encoder,
+                "tokens": experiment.tokens,
+                "size": experiment.size,
+                "channels": experiment.channels,
+            }
             facts = {
                 "sha256": models.save(path, model, experiment.model, dict(experiment.config), **notes),
                 "seconds": trained.seconds,

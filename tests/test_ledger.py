@@ -113,3 +113,13 @@ def test_summary_averages_seeds_and_cases():
     frame = ledger.summary(ledger.collect(two_arms(0.1, noise=0.0)), "dsc").set_index("arm")
     assert frame.loc["a", "mean"] - frame.loc["b", "mean"] == pytest.approx(0.1)
     assert (frame["low"] < frame["mean"]).all() and (frame["mean"] < frame["high"]).all()
+
+
+def test_changes_compare_the_same_cases_under_two_tests():
+    records = two_arms(0.1)
+    for r in records:
+        other = r.cases.iloc[:25].assign(test="u", dsc=lambda t: t["dsc"] - 0.05)
+        r.cases = pd.concat([r.cases, other], ignore_index=True)
+    found = ledger.changes(ledger.collect(records), "a", {"u": "t", "absent": "t"}, "dsc")
+    assert found["test"].tolist() == ["u"] and found["n_cases"].tolist() == [25]
+    assert found["mean"][0] == pytest.approx(-0.05) and found["low"][0] == pytest.approx(-0.05)

@@ -176,7 +176,8 @@ def test_a_record_holds_the_table_and_all_that_explains_it(place):
     assert meta["versions"]["torch"] == torch.__version__.split("+")[0] and meta["n_parameters"] > 1000
     assert "backbone" in meta["provenance"] and meta["best_step"] in (1, 2)
     model, header = runs.models.load(record.weights, meta["weights_sha256"])
-    assert header["notes"] == {"fit_key": meta["fit_key"], "encoder": "hash", "size": 32} and not model.training
+    notes = {"fit_key": meta["fit_key"], "encoder": "hash", "tokens": False, "size": 32, "channels": 1}
+    assert header["notes"] == notes and not model.training
     assert left(place["root"]) == sorted([record.key, *(f"{record.key}/{f}" for f in FILES)])
     assert not list((place["root"] / "checkpoints").glob("*.pt"))
 

@@ -38,9 +38,9 @@ class PromptExplorer(anywidget.AnyWidget):
     threshold = traitlets.Float(0.5).tag(sync=True)
     title = traitlets.Unicode("").tag(sync=True)
 
-    def __init__(self, model: nn.Module, cache: ImageCache, bank: CaptionBank, title: str = "", **traits):
-        super().__init__(title=title, **traits)
-        self._model, self._cache, self._bank = model.eval(), cache, bank
+    def __init__(self, model: nn.Module, cache: ImageCache, bank: CaptionBank, title: str = "", tokens: bool = False):
+        super().__init__(title=title)
+        self._model, self._cache, self._bank, self._tokens = model.eval(), cache, bank, tokens
         self._features: dict[int, object] = {}
         self.roles = list(model.roles)
         self.cases = [self._describe(i) for i in range(len(cache.cases))]
@@ -49,7 +49,7 @@ class PromptExplorer(anywidget.AnyWidget):
 
     def _describe(self, index: int) -> dict:
         case = self._cache.cases[index]
-        image = self._cache.images[index].mean(0).cpu().numpy()
+        image = self._cache.images[index].permute(1, 2, 0).squeeze(-1).cpu().numpy()
         return {
             "name": case.case_id,
             "image": png(image),
@@ -72,9 +72,9 @@ class PromptExplorer(anywidget.AnyWidget):
         if case not in self._features:
             self._features[case] = self._model.encode_image(self._cache.images[case : case + 1])
         texts = {role: [prompts.get(role)] for role in self.roles}
-        self._bank.embed(text for (text,) in texts.values() if text is not None)
+        self._bank.embed((text for (text,) in texts.values() if text is not None), self._tokens)
         device = self._cache.images.device
-        prediction = self._model.decode(self._features[case], self._bank.prompts(texts).to(device))
+        prediction = self._model.decode(self._features[case], self._bank.prompts(texts, self._tokens).to(device))
         return prediction.logits[0, 0].sigmoid().float().cpu().numpy()
 
     def ask(self, case: int, prompts: dict[str, str | None]) -> dict:
@@ -92,7 +92,7 @@ class PromptExplorer(anywidget.AnyWidget):
     def precompute(self, alternatives: int = 2) -> None:
         """Fill `table` with the answers to every case's own, absent and `alternatives` suggested prompts."""
         table = {}
-        self._bank.embed(text for texts in self.suggestions.values() for text in texts)
+        self._bank.embed((text for texts in self.suggestions.values() for text in texts), self._tokens)
         for index, case in enumerate(self.cases):
             choices = [
                 list(dict.fromkeys([case["prompts"][role], None, *self.suggestions[role][:alternatives]]))
@@ -114,7 +114,7 @@ def key(case: int, texts: Sequence[str | None]) -> str:
 
 
 def png(array: np.ndarray) -> str:
-    """Encode a [H, W] array of values in [0, 1] as a PNG data URL."""
+    """Encode a [H, W] or [H, W, 3] array of values in [0, 1] as a PNG data URL."""
     levels = (np.clip(array.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(levels).save(buffer, "PNG", optimize=True)
@@ -127,6 +127,8 @@ def explore(
     *,
     encoder: str | None = None,
     size: int | None = None,
+    channels: int = 1,
+    tokens: bool = False,
     n: int = 6,
     split: str = "test",
     precompute: bool = False,
@@ -134,20 +136,23 @@ def explore(
 ) -> PromptExplorer:
     """Open the explorer on a model (or a weights file of this book) and the first `n` cases with text of a dataset.
 
-    `encoder` and `size` are read from the weights file; a bare model needs them. Raises ValueError with a remedy.
+    `encoder`, `size`, `channels` and `tokens` are read from the weights file; a bare model needs the first two.
+    Raises ValueError with a remedy.
     """
     title = ""
     if isinstance(model, str | Path):
         path = Path(model)
         model, meta = models.load(path)
-        encoder, size = encoder or meta["notes"]["encoder"], size or meta["notes"]["size"]
+        notes = meta["notes"]
+        encoder, size = encoder or notes["encoder"], size or notes["size"]
+        channels, tokens = notes.get("channels", channels), notes.get("tokens", tokens)
         title = path.stem
     if encoder is None or size is None:
         raise ValueError("A bare model needs encoder= and size=: give those it was trained with.")
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
-    cache = ImageCache.load(_choose(dataset.split(split), model.roles, n), size, channels=1, drop_empty=True)
-    explorer = PromptExplorer(model, cache, CaptionBank(encoder, captions), title=title)
+    cache = ImageCache.load(_choose(dataset.split(split), model.roles, n), size, channels, drop_empty=True)
+    explorer = PromptExplorer(model, cache, CaptionBank(encoder, captions), title, tokens)
     if precompute:
         explorer.precompute()
     return explorer

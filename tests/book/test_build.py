@@ -66,11 +66,12 @@ def write_record(folder, key, **experiment):
         (folder / key / table).write_text("a\n1\n")
 
 
-def showing(*keys):
-    """A code cell that displays what chapter.provenance displays."""
+def showing(*keys, **more):
+    """A code cell that displays what chapter.provenance or chapter.weights displays."""
+    used = {"records": list(keys)} | more
     return new_code_cell(
         "from IPython.display import display\n"
-        f"display({{'text/html': 'runs'}}, raw=True, metadata={{'prompt_to_mask': {{'records': {list(keys)}}}}})"
+        f"display({{'text/html': 'runs'}}, raw=True, metadata={{'prompt_to_mask': {used}}})"
     )
 
 
@@ -230,6 +231,18 @@ def test_publish_keeps_the_page_and_the_records_that_it_shows(paths, capsys):
     assert shown.count("<tr id=") == 2 and '<tr id="run-k2"><td>mixed &lt;null&gt;</td><td>phantom_bus</td>' in shown
     assert "2 runs, 0 minutes in all" in shown and "<td>nullbus-busi</td>" in shown
     assert "has not been run yet" in (paths.source / "notebooks/nullbus.md").read_text()
+
+
+def test_publish_keeps_the_weights_that_the_explorer_uses(paths):
+    write_notebook(paths, "nullbus", [*TINY, showing("k1", weights=["f1"])])
+    write_record(paths.records[0], "k1")
+    for name in ("f1.safetensors", "f1.json", "f2.safetensors"):
+        path = paths.root / "runs/weights" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    build.publish(paths, "nullbus", "nullbus", "quick", {}, None)
+    kept = {path.name: path.read_text() for path in (paths.published / "weights").iterdir()}
+    assert kept == {name: name for name in ("f1.safetensors", "f1.json")}
 
 
 def test_the_launch_buttons_of_a_variant_open_its_chapter(paths):
