@@ -259,7 +259,9 @@ def _healthy(health: list[Tensor], step: int, budget: Budget) -> float:
 def _identity(model, loss, train: Feed, valid: Feed, budget: Budget, seed: int, prompt_dropout: float) -> str:
     """Fingerprint of what decides the numbers of a training, so that no foreign checkpoint is continued."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    settings = (asdict(budget), seed, prompt_dropout, getattr(loss, "__qualname__", type(loss)), shapes)
+    function = getattr(loss, "func", loss)  # a loss with numbers of its own is a partial
+    name = (getattr(function, "__qualname__", type(function)), getattr(loss, "keywords", {}))
+    settings = (asdict(budget), seed, prompt_dropout, name, shapes)
     digest = hashlib.sha256(repr(settings).encode())
     for feed in (train, valid):
         for index in torch.arange(len(feed)).split(64):

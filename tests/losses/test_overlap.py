@@ -87,3 +87,22 @@ def test_every_named_loss_exists_and_an_unknown_one_lists_them():
     assert all(callable(losses.loss(name)) for name in losses.LOSSES)
     with pytest.raises(ValueError, match="Unknown loss 'focal': choose one of bce, dice, dice_bce"):
         losses.loss("focal")
+
+
+def test_a_name_may_carry_the_numbers_of_its_loss(batch):
+    assert losses.loss("tversky@alpha=0.7,beta=0.3")(*batch) == losses.loss("tversky_specific")(*batch)
+    assert losses.loss("tversky@alpha=0.5")(*batch) != losses.loss("tversky")(*batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("tversky@gamma=1", "Loss 'tversky' has no number 'gamma': it has alpha, beta"),
+        ("dice@alpha=1", "has no number 'alpha': it has none"),
+        ("tversky@alpha", "cannot be read: write tversky@name=number"),
+        ("jaccard@alpha=1", "Unknown loss 'jaccard@alpha=1': choose one of"),
+    ],
+)
+def test_a_number_that_a_loss_does_not_have_is_refused(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        losses.loss(name)
