@@ -130,6 +130,46 @@ def learning_curves(logs: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
     return figure
 
 
+def doubt(
+    images: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    columns: Mapping[str, Sequence[np.ndarray]],
+    rows: Sequence[str],
+    top: float = np.log(2),
+) -> Figure:
+    """Show each image with the truth outlined, and one [H, W] map per column from 0 (dark) to `top` (bright)."""
+    size = (1.55 * (1 + len(columns)) + 0.5, 1.62 * len(images))
+    figure, axes = plt.subplots(len(images), 1 + len(columns), figsize=size, squeeze=False, layout="constrained")
+    for i, (image, truth) in enumerate(zip(images, truths, strict=True)):
+        for axis, (title, maps) in zip(axes[i], [("image", None), *columns.items()], strict=True):
+            if maps is None:
+                axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            else:
+                shown = axis.imshow(maps[i], cmap=DOUBT, vmin=0, vmax=top, interpolation="nearest")
+            _outline(axis, truth > 0.5, TRUTH if maps is None else "white")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if i == 0:
+                axis.set_title(title, fontsize=8, loc="center")
+        axes[i, 0].set_ylabel(rows[i], fontsize=7, rotation=0, ha="right", va="center")
+    figure.colorbar(shown, ax=axes, shrink=0.6, pad=0.01).ax.tick_params(labelsize=7)
+    return figure
+
+
+def reliability(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Plot frequency against forecast (`lib.statistics.reliability`), one line per name; dots grow with the share."""
+    figure, axis = plt.subplots(figsize=(3.9, 3.4))
+    axis.plot([0, 1], [0, 1], color="0.6", lw=0.9, ls="--")
+    for k, (name, table) in enumerate(curves.items()):
+        colour = COLOURS[k % len(COLOURS)]
+        axis.plot(table["forecast"], table["frequency"], color=colour, lw=1.2, label=name)
+        axis.scatter(table["forecast"], table["frequency"], s=6 + 60 * table["share"] ** 0.5, color=colour)
+    axis.set(xlabel="forecast probability of a lesion pixel", ylabel="how often it is one", aspect="equal")
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
 def flow(
     boxes: Mapping[str, tuple[float, float, str]],
     arrows: Sequence[tuple[str, str]],

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from lib.statistics import Interval, interval, paired_bootstrap
+from lib.statistics import Interval, bootstrap_means, interval, paired_bootstrap
 
 LEVELS = {
     "P": "phantom",
@@ -196,6 +197,43 @@ def summary(table: pd.DataFrame, metric: str, by: Sequence[str] = ("arm", "test"
                 | {"mean": mean.mean, "low": mean.low, "high": mean.high}
                 | {"n_cases": len(part), "n_seeds": part.shape[1]}
             )
+    return pd.DataFrame(rows)
+
+
+def effect(
+    table: pd.DataFrame, metric: str, a: tuple[str, str], b: tuple[str, str] | None = None
+) -> tuple[float, float, float]:
+    """Mean and 95 % interval of one (arm, test), or of its paired difference from another, over all data levels.
+
+    Raises ValueError where an arm or test is not in the table.
+    """
+    sides = [scores(table, Arm(arm=arm, test=test), metric) for arm, test in (a, *([b] if b else []))]
+    if any(side.empty for side in sides):
+        raise ValueError(f"There are no scores of {a}{f' or {b}' if b else ''} in this table: check arm and test.")
+    left, right = sides[0].align(sides[1] if b else sides[0] * 0, join="inner")
+    defined = left.notna().all(axis=1) & right.notna().all(axis=1)
+    left, right = left[defined], right[defined]
+    found = paired_bootstrap(left.to_numpy().T, right.to_numpy().T, patients=_patients(left))
+    return found.mean, found.low, found.high
+
+
+def pooled(table: pd.DataFrame, by: Sequence[str] = ("arm", "test")) -> pd.DataFrame:
+    """Dice and IoU of all pixels of a test set taken together, with 95 % intervals over patients and seeds.
+
+    Papers print this beside or instead of the mean over images; large lesions weigh more in it. Columns: `by`, metric
+    ("pooled_dice" | "pooled_iou"), mean, low, high. A ratio of sums, so both sums share each resample.
+    """
+    rows = []
+    for names, group in table[table["threshold"] == 0.5].groupby(list(by), sort=False):
+        index = ["dataset", "patient_id", "case_id", "seed"]
+        areas = group.assign(area_sum=group["area_true"] + group["area_pred"]).set_index(index)
+        both, total = (areas[column].unstack("seed") for column in ("area_both", "area_sum"))
+        draws = bootstrap_means(np.stack([both.to_numpy().T, total.to_numpy().T]), _patients(both))
+        overlap = np.append(draws[:, 0] / draws[:, 1], both.to_numpy().sum() / total.to_numpy().sum())
+        for metric, values in (("pooled_dice", 2 * overlap), ("pooled_iou", overlap / (1 - overlap))):
+            low, high = np.quantile(values[:-1], [0.025, 0.975])
+            found = {"metric": metric, "mean": values[-1], "low": low, "high": high, "n_cases": len(both)}
+            rows.append(dict(zip(by, names, strict=True)) | found)
     return pd.DataFrame(rows)
 
 

@@ -535,6 +535,23 @@ def _machine() -> dict:
     }
 
 
+def predict(
+    record: Record, cases: Sequence[Case], prompts: PromptPolicy, root: Path = Path("runs")
+) -> tuple[ImageCache, torch.Tensor]:
+    """Let a record's trained model segment some cases: their images and its probabilities [N, 1, *S].
+
+    Raises ValueError where only the record was kept.
+    """
+    if record.weights is None:
+        raise ValueError(f"The weights of run {record.key[:12]} were not kept: run arm '{record.arm}' again.")
+    model, meta = models.load(record.weights, record.meta["weights_sha256"])
+    notes = meta["notes"]
+    images = ImageCache.load(cases, notes["size"], notes["channels"])
+    texts = _captions(notes["encoder"], Path(root) / "captions").prompts(texts_for(cases, prompts), notes["tokens"])
+    with torch.no_grad():
+        return images, model(images.images, texts).logits.float().sigmoid()
+
+
 # ---- many runs ------------------------------------------------------------------------------------------------------
 
 

@@ -138,6 +138,16 @@ def _tails() -> list[float]:
     return [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 
 
+def reliability(probability: np.ndarray, mask: np.ndarray, bins: int = 15) -> pd.DataFrame:
+    """Compare forecast and frequency of foreground, a row per bin that holds pixels: forecast, frequency, share."""
+    probability, mask = np.ravel(probability).astype(np.float64), np.ravel(mask).astype(np.float64)
+    cell = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    count, *sums = (np.bincount(cell, weights, minlength=bins) for weights in (None, probability, mask))
+    held = count > 0
+    forecast, frequency = (total[held] / count[held] for total in sums)
+    return pd.DataFrame({"forecast": forecast, "frequency": frequency, "share": count[held] / count.sum()})
+
+
 # --- Tests
 
 

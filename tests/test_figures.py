@@ -60,3 +60,15 @@ def test_a_badge_says_its_verdict_in_words_and_symbol():
     assert "supported" in figures.verdict_badge("supported") and "●" in figures.verdict_badge("supported")
     with pytest.raises(KeyError):
         figures.verdict_badge("maybe")
+
+
+def test_doubt_shows_a_map_per_column_beside_the_image():
+    disk = np.hypot(*np.mgrid[-8:8, -8:8]) < 4
+    figure = figures.doubt([disk * 0.5] * 2, [disk] * 2, {"entropy": [disk * 0.6] * 2}, ["one", "two"])
+    assert [axis.get_title(loc="center") for axis in figure.axes[:2]] == ["image", "entropy"]
+    assert figure.axes[1].images[0].get_clim() == (0, np.log(2))
+
+
+def test_reliability_draws_a_line_per_model():
+    table = pd.DataFrame({"forecast": [0.1, 0.9], "frequency": [0, 1], "share": [0.5, 0.5]})
+    assert len(figures.reliability({"a": table, "b": table}).axes[0].lines) == 3

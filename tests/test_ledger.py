@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lib import ledger
 from lib.statistics import Interval
@@ -123,3 +125,32 @@ def test_changes_compare_the_same_cases_under_two_tests():
     found = ledger.changes(ledger.collect(records), "a", {"u": "t", "absent": "t"}, "dsc")
     assert found["test"].tolist() == ["u"] and found["n_cases"].tolist() == [25]
     assert found["mean"][0] == pytest.approx(-0.05) and found["low"][0] == pytest.approx(-0.05)
+
+
+def test_an_effect_is_a_mean_or_a_paired_difference():
+    table = ledger.collect(two_arms(0.1))
+    mean, low, high = ledger.effect(table, "dsc", ("a", "t"), ("b", "t"))
+    assert low < mean < high and abs(mean - 0.1) < 0.02
+    assert ledger.effect(table, "dsc", ("a", "t"))[0] == pytest.approx(table.query("arm == 'a'")["dsc"].mean())
+    with pytest.raises(ValueError, match="no scores of .*'absent'"):
+        ledger.effect(table, "dsc", ("a", "absent"))
+
+
+def test_pooled_dice_weighs_pixels_and_not_images():
+    one = record("a", 0, np.zeros(2))
+    one.cases = one.cases.assign(area_true=[90, 10], area_pred=[90, 10], area_both=[90, 0])
+    found = ledger.pooled(ledger.collect([one])).set_index("metric")["mean"]
+    assert found["pooled_dice"] == pytest.approx(0.9) and found["pooled_iou"] == pytest.approx(90 / 110)
+
+
+@given(st.integers(0, 1000))
+@settings(deadline=None, max_examples=15)
+def test_pooled_iou_is_dice_over_two_minus_dice(seed):
+    rng = np.random.default_rng(seed)
+    one = record("a", 0, np.zeros(12))
+    both = rng.integers(1, 50, 12)
+    one.cases = one.cases.assign(area_true=both + 7, area_pred=both + rng.integers(0, 9, 12), area_both=both)
+    found = ledger.pooled(ledger.collect([one])).set_index("metric")
+    for end in ("mean", "low", "high"):
+        dice, iou = found.loc["pooled_dice", end], found.loc["pooled_iou", end]
+        assert iou == pytest.approx(dice / (2 - dice), rel=1e-3)

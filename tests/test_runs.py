@@ -211,6 +211,17 @@ def test_a_checkpoint_may_be_chosen_by_test_score_to_measure_what_that_does(plac
         run(change(select="tset"), **place)
 
 
+def test_a_record_can_predict_again(place):
+    record = run(EXPERIMENT, **place)
+    cases = load_dataset(place["data"] / "tiny").split("test")
+    images, probability = runs.predict(record, cases, POLICY, place["root"])
+    overlap = 2 * ((probability > 0.5) & (images.masks > 0)).sum((1, 2, 3))
+    dice = overlap / ((probability > 0.5).sum((1, 2, 3)) + (images.masks > 0).sum((1, 2, 3)))
+    assert dice.tolist() == pytest.approx(record.cases["dsc"].tolist(), rel=1e-4)
+    with pytest.raises(ValueError, match="weights of run .* were not kept"):
+        runs.predict(dataclasses.replace(record, weights=None), cases, POLICY, place["root"])
+
+
 def test_the_second_time_a_run_is_found(place, trainings):
     first = run(EXPERIMENT, **place)
     second = run(change(arm="another name"), **place)

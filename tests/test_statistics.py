@@ -232,3 +232,9 @@ def test_a_resolvable_gap_is_found_with_the_stated_power(rng):
     means = rng.normal(gap, 0.2, (2000, 50)).mean(1)
     found = np.abs(means) > stats.norm.ppf(0.975) * 0.2 / 50**0.5
     assert 0.76 <= found.mean() <= 0.84
+
+
+def test_reliability_of_a_known_forecast():
+    table = statistics.reliability(np.array([0.1, 0.1, 0.9, 0.9]), np.array([0, 0, 1, 0]), bins=5)
+    assert table["forecast"].tolist() == pytest.approx([0.1, 0.9])
+    assert table["frequency"].tolist() == [0, 0.5] and table["share"].tolist() == [0.5, 0.5]
