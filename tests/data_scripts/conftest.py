@@ -1,5 +1,6 @@
 """Scripts find their shared modules beside them when they are run; tests find them the same way."""
 
+import csv
 import os
 import sys
 import zipfile
@@ -20,6 +21,28 @@ def mirrors() -> Path:
     if not folder.is_dir():
         pytest.skip(f"There are no mirrored datasets at {folder}: set MIRROR_DIR to have them tested.")
     return folder
+
+
+@pytest.fixture
+def part_of_mirror(mirrors, tmp_path):
+    """A function that copies chosen rows of a mirrored dataset, files and all, to a mirror of their own."""
+    from common import Mirror
+
+    def copy(name: str, choose) -> Path:
+        full, small = Mirror(mirrors, name, ()), tmp_path / "mirror" / name
+        rows = [row for row in full.rows if choose(row)]
+        for row in rows:
+            for kind in ("image", "mask"):
+                content, row[kind] = full._read(row[kind]), row[kind].replace(".zip", "")
+                (small / row[kind]).parent.mkdir(parents=True, exist_ok=True)
+                (small / row[kind]).write_bytes(content)
+        with open(small / "metadata.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+        return small
+
+    return copy
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mask_words import lesion_sentence, pixel_sentence
+from mask_words import lesion_sentence, pixel_sentence, polyp_sentence
 
 
 def ellipse(height, width, row, column, radius_row, radius_column):
@@ -43,3 +43,9 @@ def test_several_lesions_are_counted_and_specks_are_not():
         "Two tumors in the breast ultrasound image, the largest one small, circle-shaped and at the center."
     )
     assert lesion_sentence(np.zeros((9, 9), bool)) == "No tumor in the breast ultrasound image."
+
+
+def test_polyps_are_told_in_the_words_of_medvlsm():
+    two = ellipse(90, 120, 15, 20, 12, 12) | ellipse(90, 120, 80, 100, 5, 5)
+    assert polyp_sentence(two) == "two small circle polyp, located in top left of the image"
+    assert polyp_sentence(np.zeros((9, 9), bool)) is None
