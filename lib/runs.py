@@ -41,6 +41,7 @@ from lib.training import Budget, fit
 from lib.wording import REWRITES
 
 VERSIONS = ("torch", "torchvision", "monai", "timm", "open_clip_torch", "transformers", "lightning", "numpy", "scipy")
+CODE = ("lib", "notebooks", "data_scripts", "requirements.lock")  # what a commit must hold for its number to mean it
 DIGITS = 5  # significant digits kept in a record
 
 
@@ -524,7 +525,7 @@ def _machine() -> dict:
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain")),
+        "dirty": bool(git("status", "--porcelain", "--", *CODE)),
         "versions": {"python": platform.python_version(), **{n: installed[n] for n in VERSIONS if n in installed}},
         "hardware": {
             "cpu": named[0] if named else platform.processor() or platform.machine(),
