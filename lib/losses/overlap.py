@@ -8,21 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def _full(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+from lib.losses import full
 
 
 def dice(logits: Tensor, mask: Tensor) -> Tensor:
     """Soft Dice per image and class, 1 - (2 Σpy + 1) / (Σp + Σy + 1), averaged."""
     from monai.losses import DiceLoss
 
-    return DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)(_full(logits), mask)
+    return DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0)(full(logits), mask)
 
 
 def bce(logits: Tensor, mask: Tensor) -> Tensor:
     """Binary cross-entropy averaged over every pixel of the batch."""
-    logits = _full(logits)
+    logits = full(logits)
     return F.binary_cross_entropy_with_logits(logits, mask.to(logits.dtype))
 
 
@@ -38,7 +36,7 @@ def tversky(logits: Tensor, mask: Tensor, alpha: float = 0.3, beta: float = 0.7)
     """
     from monai.losses import TverskyLoss
 
-    return TverskyLoss(sigmoid=True, alpha=alpha, beta=beta, smooth_nr=1.0, smooth_dr=1.0)(_full(logits), mask)
+    return TverskyLoss(sigmoid=True, alpha=alpha, beta=beta, smooth_nr=1.0, smooth_dr=1.0)(full(logits), mask)
 
 
 def tversky_specific(logits: Tensor, mask: Tensor) -> Tensor:
@@ -54,7 +52,7 @@ def xbusnet_dice(logits: Tensor, mask: Tensor) -> Tensor:
     """
     from monai.losses import DiceLoss
 
-    return DiceLoss(sigmoid=True, smooth_nr=2.0, smooth_dr=1.0)(_full(logits), mask)
+    return DiceLoss(sigmoid=True, smooth_nr=2.0, smooth_dr=1.0)(full(logits), mask)
 
 
 def zept_dice(probability: Tensor, mask: Tensor) -> Tensor:
@@ -85,7 +83,7 @@ def dice_ce(
     """
     if logits.shape[1] < 2:
         raise ValueError("dice_ce was given one channel but compares at least two classes: use dice_bce instead.")
-    logits, labels = _full(logits), labels[:, 0].long()
+    logits, labels = full(logits), labels[:, 0].long()
     kept = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
     labels = torch.where(kept, labels, 0)
     entropy = F.cross_entropy(logits, labels, reduction="none")[kept].sum() / kept.sum().clamp(min=1)
