@@ -3,21 +3,13 @@
 from functools import cache
 
 import numpy as np
-import phantoms
 import pytest
 from common import class_prompt
 from mask_words import lesion_sentence, pixel_sentence
-from phantoms import (
-    DESCRIPTORS,
-    Patient,
-    breast_ultrasound,
-    main,
-    patient_of,
-    regenerate,
-    speckle,
-    split_of_patients,
-    write_bus,
-)
+from phantom import bus
+from phantom.bus import DESCRIPTORS, Patient, breast_ultrasound, regenerate, speckle, write_bus
+from phantom.parts import patient_of, split_of_patients
+from phantoms import main
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
@@ -58,7 +50,7 @@ def test_every_case_is_an_image_in_range_with_a_mask_of_its_size():
         assert p.image.dtype == np.float32 and p.image.min() >= 0 and p.image.max() <= 1
         assert set(np.unique(p.mask)) <= {0, 1}
         assert p.spacing == (40 / SIZE, 40 / SIZE)
-        assert set(p.prompts) == set(phantoms.BUS_PROMPTS)
+        assert set(p.prompts) == set(bus.BUS_PROMPTS)
 
 
 def test_lesions_cover_one_to_twelve_percent_and_8_to_37_percent_of_the_width():
@@ -186,8 +178,8 @@ def words_of(**changed) -> dict[str, str]:
 def drawn_lesion(posterior: str, seed: int, echo: str = "hypoechoic"):
     words = words_of(echo=echo, posterior=posterior)
     rng = np.random.default_rng(seed)
-    lesion = phantoms._place(rng, 96, words, 0.2, 0.8, largest=0.28)
-    return phantoms._render(rng, 96, Patient(phantoms.TISSUES[1], 12, 0.0, 60.0), [lesion]), lesion.mask
+    lesion = bus._place(rng, 96, words, 0.2, 0.8, largest=0.28)
+    return bus._render(rng, 96, Patient(bus.TISSUES[1], 12, 0.0, 60.0), [lesion]), lesion.mask
 
 
 def below_against_beside(posterior: str) -> float:
@@ -212,10 +204,10 @@ def test_shadow_and_enhancement_are_seen_beneath_the_lesion():
 
 def test_a_shadow_follows_a_steered_beam():
     words = words_of(posterior="shadowing")
-    lesion = phantoms._place(np.random.default_rng(0), 96, words, 0.04, 0.4, largest=0.28)
+    lesion = bus._place(np.random.default_rng(0), 96, words, 0.04, 0.4, largest=0.28)
     rows, columns = np.nonzero(lesion.mask)
     for slope in (-0.1, 0.0, 0.1):
-        gain = phantoms._posterior(np.random.default_rng(0), lesion, slope)[-1]
+        gain = bus._posterior(np.random.default_rng(0), lesion, slope)[-1]
         expected = columns.mean() + slope * (95 - rows.mean())
         assert np.average(np.arange(96), weights=-gain) == pytest.approx(expected, abs=1.5)
 
@@ -241,7 +233,7 @@ def test_margins_change_the_outline_as_named():
         values = []
         for seed in range(5):
             words = words_of(shape="round", margin=margin)
-            mask = phantoms._place(np.random.default_rng(seed), 256, words, 0.1, 0.9, largest=0.36).mask
+            mask = bus._place(np.random.default_rng(seed), 256, words, 0.1, 0.9, largest=0.36).mask
             inner = mask[1:-1, 1:-1] & mask[2:, 1:-1] & mask[:-2, 1:-1] & mask[1:-1, 2:] & mask[1:-1, :-2]
             values.append((mask[1:-1, 1:-1] & ~inner).sum() ** 2 / mask.sum())
         return np.mean(values)
@@ -253,10 +245,10 @@ def test_margins_change_the_outline_as_named():
 def test_fibroglandular_tissue_is_brighter_than_fat():
     def middle(tissue):
         rng = np.random.default_rng(4)
-        images = [phantoms._render(rng, 64, Patient(tissue, 12, 0.0, 60.0), []) for _ in range(4)]
+        images = [bus._render(rng, 64, Patient(tissue, 12, 0.0, 60.0), []) for _ in range(4)]
         return np.mean([image[18:36].mean() for image in images])
 
-    assert middle(phantoms.TISSUES[1]) > middle(phantoms.TISSUES[0]) + 0.05
+    assert middle(bus.TISSUES[1]) > middle(bus.TISSUES[0]) + 0.05
 
 
 # --- seeds, patients, splits -----------------------------------------------------------------------------
@@ -278,7 +270,7 @@ def test_a_case_does_not_depend_on_the_number_of_threads():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_an_angular_outline_closes(seed):
-    radius, _ = phantoms._outline(np.random.default_rng(seed), words_of(margin="angular"))
+    radius, _ = bus._outline(np.random.default_rng(seed), words_of(margin="angular"))
     assert np.abs(np.diff(radius, append=radius[0])).max() < 0.05
 
 
