@@ -362,7 +362,8 @@ def evaluate(
 
     Empty masks follow `EMPTY_RULE`. `nsd` is `NSD_VARIANT` at `tolerance`, `hd95` is in mm; both are computed
     at the first threshold and NaN at the others. Areas are in pixels. `ece` and `brier` cover the whole image,
-    `ece_band` the `boundary_band` of the truth at width `tolerance` (NaN without a boundary). `macro_dice`,
+    `ece_band` the `boundary_band` of the truth at width `tolerance`, or one pixel where pixels are larger (NaN
+    without a boundary). `macro_dice`,
     `macro_iou` and `xbusnet_fpr` are `xbusnet_scores`; `uncertainty` adds `uncertainty_scores` at the first
     threshold. Logits are divided by `temperature`. `seconds` is the model's wall time per case of a batch.
     """
@@ -411,7 +412,8 @@ def _score(cases, probability, mask, spacing, thresholds, tolerance) -> pd.DataF
     for case, image in zip(cases, probability, strict=True):
         if np.isnan(image).any():
             raise ValueError(f"The model gave NaN logits for case {case.case_id}: check its weights and that image.")
-    band = np.stack([boundary_band(*case) for case in zip(mask, [tolerance] * len(mask), spacing, strict=True)])
+    # At least one pixel wide: a coarse grid has none closer to the boundary.
+    band = np.stack([boundary_band(m, max(tolerance, *grid), grid) for m, grid in zip(mask, spacing, strict=True)])
     error = (probability.astype(np.float64) - mask).reshape(len(mask), -1)
     common = {
         "dataset": [case.dataset for case in cases],

@@ -197,7 +197,7 @@ def summary(table: pd.DataFrame, metric: str, by: Sequence[str] = ("arm", "test"
                 | {"mean": mean.mean, "low": mean.low, "high": mean.high}
                 | {"n_cases": len(part), "n_seeds": part.shape[1]}
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n_cases", "n_seeds"])
 
 
 def effect(

@@ -87,6 +87,7 @@ class Experiment:
     only: tuple[str, ...] = ()  # training cases by id, where they are chosen in another way
     tokens: bool = False  # give the model the words' embeddings beside the sentence's
     select: str = "val"  # the split that chooses the checkpoint; "train" and "test" are for measuring what that does
+    select_limit: int | None = None  # its cases per dataset, chosen as in Test
     transposed: bool = False  # train on images with rows and columns exchanged
 
 
@@ -125,7 +126,7 @@ def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
             raise ValueError(f"Arm '{experiment.arm}' asks for the {kind} '{name}': use one of {', '.join(known)}.")
         code.append(known[stem])
     modules = ["lib.data", "lib.text", "lib.training", *(target.split(":")[0] for target in code)]
-    steps = [_Selection, _training_cases, _feed, _fitting_feeds, train]
+    steps = [shuffled, _Selection, _training_cases, _feed, _fitting_feeds, train]
     names, policies = set(experiment.train), [experiment.prompts]
     if "tests" not in left_out:
         modules += ["lib.evaluation"]
@@ -177,6 +178,11 @@ def _dataset(folder: Path, written: int) -> Dataset:
     return load_dataset(folder)
 
 
+def shuffled(cases: Iterable[Case]) -> list[Case]:
+    """Order cases by the hash of their ids, so that a smaller limit takes a part of what a larger one takes."""
+    return sorted(cases, key=lambda case: hashlib.sha256(case.case_id.encode()).digest())
+
+
 @dataclass(frozen=True)
 class _Selection:
     """Which cases: a split of some folders; with text in one column of each group; of the ids in `only`, if there are
@@ -206,9 +212,7 @@ class _Selection:
                 )
             if self.only:
                 cases = [case for case in cases if case.case_id in self.only]
-            # By hash, so that a smaller limit takes a part of what a larger one takes, whatever the seed.
-            first = sorted(cases, key=lambda case: hashlib.sha256(case.case_id.encode()).digest())[: self.limit]
-            ids = {case.case_id for case in first}
+            ids = {case.case_id for case in shuffled(cases)[: self.limit]}
             chosen += [case for case in cases if case.case_id in ids]
         return chosen
 
@@ -219,7 +223,9 @@ def _folders(data: Path, names: Iterable[str]) -> tuple[tuple[Path, int], ...]:
 
 
 def _training_cases(experiment: Experiment, data: Path, split: str) -> _Selection:
-    part = {"limit": experiment.limit, "only": experiment.only} if split == "train" else {}
+    part = (
+        {"limit": experiment.limit, "only": experiment.only} if split == "train" else {"limit": experiment.select_limit}
+    )
     return _Selection(_folders(data, experiment.train), split, **part)
 
 
@@ -537,9 +543,9 @@ def _machine() -> dict:
 
 
 def predict(
-    record: Record, cases: Sequence[Case], prompts: PromptPolicy, root: Path = Path("runs")
-) -> tuple[ImageCache, torch.Tensor]:
-    """Let a record's trained model segment some cases: their images and its probabilities [N, 1, *S].
+    record: Record, cases: Sequence[Case], prompts: PromptPolicy, root: Path = Path("runs"), **switches: object
+) -> tuple[ImageCache, models.Prediction]:
+    """Let a record's trained model segment some cases, with its `switches` set; their images and what it returns.
 
     Raises ValueError where only the record was kept.
     """
@@ -549,8 +555,10 @@ def predict(
     notes = meta["notes"]
     images = ImageCache.load(cases, notes["size"], notes["channels"])
     texts = _captions(notes["encoder"], Path(root) / "captions").prompts(texts_for(cases, prompts), notes["tokens"])
+    for name, value in switches.items():
+        setattr(model, name, value)
     with torch.no_grad():
-        return images, model(images.images, texts).logits.float().sigmoid()
+        return images, model(images.images, texts)
 
 
 # ---- many runs ------------------------------------------------------------------------------------------------------

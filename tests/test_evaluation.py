@@ -318,3 +318,8 @@ def test_temperature_undoes_over_and_underconfidence(factor):
     plain, tempered = (evaluation.evaluate(Repeat(), feed, temperature=t, uncertainty=True) for t in (1, factor))
     assert tempered["ece"].mean() < plain["ece"].mean() and (tempered["dsc"] == plain["dsc"]).all()
     assert set(evaluation.UNCERTAINTY_COLUMNS) <= set(plain.columns)
+
+
+def test_the_boundary_band_is_never_thinner_than_a_pixel():
+    feed = StoredFeed([logit(disc(16, 20, 6))], [disc(16, 16, 6)], spacing=(5.0, 5.0))
+    assert evaluation.evaluate(Repeat(), feed, tolerance=2.0)["ece_band"].notna().all()

@@ -214,7 +214,8 @@ def test_a_checkpoint_may_be_chosen_by_test_score_to_measure_what_that_does(plac
 def test_a_record_can_predict_again(place):
     record = run(EXPERIMENT, **place)
     cases = load_dataset(place["data"] / "tiny").split("test")
-    images, probability = runs.predict(record, cases, POLICY, place["root"])
+    images, prediction = runs.predict(record, cases, POLICY, place["root"], null_kind="learned")
+    probability = prediction.logits.sigmoid()
     overlap = 2 * ((probability > 0.5) & (images.masks > 0)).sum((1, 2, 3))
     dice = overlap / ((probability > 0.5).sum((1, 2, 3)) + (images.masks > 0).sum((1, 2, 3)))
     assert dice.tolist() == pytest.approx(record.cases["dsc"].tolist(), rel=1e-4)
