@@ -43,6 +43,7 @@ ROOMS = (
     "Beyond the paper",
     "Run it yourself",
 )
+PHANTOMS = ("bus", "cxr")  # what the chapters run on by default
 RECORD_FILES = ("record.json", "cases.csv", "log.csv")
 Notebook = dict[str, Any]
 
@@ -208,14 +209,15 @@ def is_current(executed: Path, key: str) -> bool:
 
 
 def make_phantoms(paths: Paths) -> None:
-    """Make the default dataset where it is missing."""
-    folder = paths.data / "phantom_bus"
-    if (folder / "card.json").exists():
-        return
-    say(f"data      making the phantoms in {paths.shown(folder)}")
-    command = [sys.executable, "data_scripts/phantoms.py", "bus", "--out", str(folder)]
-    if subprocess.run(command, cwd=paths.root).returncode:
-        raise BuildError(f"the phantoms could not be made in {paths.shown(folder)}: see the message above.")
+    """Make the default datasets of the chapters where they are missing."""
+    for kind in PHANTOMS:
+        folder = paths.data / f"phantom_{kind}"
+        if (folder / "card.json").exists():
+            continue
+        say(f"data      making the phantoms in {paths.shown(folder)}")
+        command = [sys.executable, "data_scripts/phantoms.py", kind, "--out", str(folder)]
+        if subprocess.run(command, cwd=paths.root).returncode:
+            raise BuildError(f"the phantoms could not be made in {paths.shown(folder)}: see the message above.")
 
 
 def execute(paths: Paths, names: Sequence[str], profile: str, given: Mapping[str, Any], jobs: int) -> dict[str, str]:

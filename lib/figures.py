@@ -109,7 +109,8 @@ def sweep(table: pd.DataFrame, x: str, xlabel: str, ylabel: str, group: str = "l
         )
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.grid(color="0.92")
-    axis.legend(fontsize=8)
+    outside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if table[group].nunique() > 3 else {}
+    axis.legend(fontsize=8, **outside)  # many lines leave no room for it among them
     figure.tight_layout()
     return figure
 

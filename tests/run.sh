@@ -16,9 +16,11 @@ tests() {
 
 # Every notebook from nothing: small phantoms, no earlier runs, parameters injected as papermill does it for a reader.
 notebooks() {
-  local notebook broken=0
+  local kind notebook broken=0
   rm -rf $scratch && mkdir -p $scratch
-  "$bin/python" data_scripts/phantoms.py bus --n 120 --size 64 --out $scratch/data/phantom_bus || return 1
+  for kind in bus cxr; do
+    "$bin/python" data_scripts/phantoms.py $kind --n 120 --size 64 --out $scratch/data/phantom_$kind || return 1
+  done
   for notebook in notebooks/*.ipynb; do
     "$bin/papermill" --prepare-only --log-level WARNING "$notebook" "$scratch/$(basename "$notebook")" \
       -p profile smoke -p data "$PWD/$scratch/data" -p runs "$PWD/$scratch/runs" &&
