@@ -1,6 +1,8 @@
 """Make the phantom datasets: images drawn by seed with known truth, in which only the text names the target.
 
 python data_scripts/phantoms.py bus --out data/phantom_bus --n 1000 --size 128 --seed 0
+python data_scripts/phantoms.py cxr --out data/phantom_cxr --ambiguous 0.5
+python data_scripts/phantoms.py polyp --out data/phantom_polyp --text-share 0.8
 """
 
 import argparse
@@ -9,6 +11,8 @@ import time
 from pathlib import Path
 
 from phantom.bus import write_bus
+from phantom.cxr import write_cxr
+from phantom.polyp import write_polyp
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -28,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, write, ambiguous, what in (
         ("bus", write_bus, 0.7, "breast ultrasound: one or two lesions under speckle"),
+        ("cxr", write_cxr, 0.5, "chest X-ray: opacities in the zones of two lungs"),
+        ("polyp", write_polyp, 0.5, "colonoscopy: polyps on folded mucosa"),
     ):
         options = kinds.add_parser(kind, parents=[shared], help=what)
         options.set_defaults(write=write)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lib.data import SPLITS, DatasetWriter
@@ -86,6 +87,46 @@ def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     return at[:, None], at[None, :]
 
 
+def blob(
+    rng: np.random.Generator,
+    size: int,
+    centre: tuple[float, float],
+    radii: tuple[float, float],
+    tilt: float = 0.0,
+    uneven: float = 0.1,
+    within: tuple[slice, slice] = (slice(None), slice(None)),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A round form with an uneven outline: relative radius (1 on the outline) and its direction down and across.
+
+    centre and radii: (down, across) in image widths; tilt: rad; uneven: 0 is an ellipse, 0.3 is lobed; within: the
+    part of the image that is asked for.
+    """
+    down, across = grid(size)
+    dy, dx = down[within[0]] - np.float32(centre[0]), across[:, within[1]] - np.float32(centre[1])
+    sine, cosine = float(np.sin(tilt)), float(np.cos(tilt))
+    v, u = (cosine * dy - sine * dx) / float(radii[0]), (sine * dy + cosine * dx) / float(radii[1])
+    radius = np.sqrt(u * u + v * v) + np.float32(1e-6)
+    v, u = v / radius, u / radius
+    outline, s, c = np.ones_like(radius), v, u  # s, c: sine and cosine of a multiple of the direction
+    for wave in (2, 3, 4, 5):
+        s, c = s * u + c * v, c * u - s * v
+        weight, phase = uneven * rng.normal() / wave**0.7, rng.uniform(0, 2 * np.pi)
+        outline += float(weight * np.cos(phase)) * c + float(weight * np.sin(phase)) * s
+    return radius / np.clip(outline, 0.6, 1.5), v, u
+
+
+def near(size: int, centre: tuple[float, float], reach: float) -> tuple[slice, slice]:
+    """The square around a point, as far as it lies in the image."""
+    return tuple(slice(max(int((at - reach) * size), 0), int((at + reach) * size) + 2) for at in centre)
+
+
+def strands(rng: np.random.Generator, size: int, down: int, across: int, width: float) -> np.ndarray:
+    """Thin curved lines of height 1: the zero lines of a smooth field."""
+    field = smooth_field(rng, size, down, across)
+    along, sideways = np.gradient(field, 1 / size)
+    return ridge(field / (np.sqrt(along**2 + sideways**2) + 1e-3), width)
+
+
 def rise(at: np.ndarray, edge: np.ndarray | float, width: float) -> np.ndarray:
     """Rise from 0 to 1 over `width` around the edge."""
     return np.clip((at - edge) / width + 0.5, 0, 1)
@@ -144,7 +185,8 @@ def write(
         "citation": CITATION,
         "splits": "by patient, drawn by seed; train, val, test: " + ", ".join(f"{s:.0%}" for s in splits),
     }
-    with DatasetWriter(out, card, overwrite=overwrite) as writer:
+    # The matrices are small: threads would spend their time waiting for one another.
+    with threadpool_limits(1), DatasetWriter(out, card, overwrite=overwrite) as writer:
         for i, patient in enumerate(tqdm(patients, "drawing", disable=None), start=1):
             for case_id, phantom in draw(i).items():
                 writer.add(
