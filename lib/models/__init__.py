@@ -18,6 +18,7 @@ from lib.files import sha256_file
 
 MODELS = {  # name -> "module:builder", imported when asked for
     "nullbus": "lib.models.nullbus:build",
+    "uavls": "lib.models.uavls:build",
     "unet": "lib.models.baselines:build_unet",
     "text_only": "lib.models.baselines:build_text_only",
 }
@@ -75,6 +76,11 @@ BACKBONES = {  # name -> hub repository, pinned revision, file
     "resnet50": (
         "timm/resnet50.a1_in1k",
         "767268603ca0cb0bfe326fa87277f19c419566ef",
+        "model.safetensors",
+    ),
+    "convnext-tiny": (
+        "timm/convnext_tiny.fb_in1k",
+        "b43a6303c9fcf176d2d707478a128c2c91e93528",
         "model.safetensors",
     ),
 }

@@ -20,7 +20,20 @@ from lib.evaluation import (
     xbusnet_scores,
 )
 from lib.losses.overlap import dice_ce, xbusnet_dice, zept_dice
+from lib.losses.seu import released_dice, released_dice_ce, seu_terms
 from lib.models.blocks import GroupNormResidual, ResidualFiLM, UpConv
+from lib.models.scan import selective_scan
+from lib.models.uavls import (
+    MoDAB,
+    SSMix,
+    Stage,
+    SubpixelHead,
+    UAVLSConfig,
+    Words,
+    positions,
+    released_input,
+    released_name,
+)
 
 ADAPTERS: dict[str, Callable] = {}
 # Who will bring the adapter of a function, by the first word of its cases' names.
@@ -180,3 +193,106 @@ def xbusnet_blocks(case):
     with torch.no_grad():
         outputs = {"y_sfa": blocks["sfa"](x, text), "y_up": blocks["up"](x, skip), "y_res": blocks["res"](x)}
     return {name: value.numpy() for name, value in outputs.items()}
+
+
+@adapter("selective state-space scan (reference)")
+def mamba_scan(case, method=None):
+    names = [name for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias") if name in case.arrays]
+    given = {name: case.tensor(name, grad=True) for name in names}
+    y, last = selective_scan(**given, softplus=case.arguments["softplus"], method=method)
+    sources = {name: given[name] for name in ("u", "delta", "A", "B", "C")}
+    return _value_and_gradients(case, y, **sources) | {"last_state": last.detach().numpy()}
+
+
+def _value_and_gradients(case, y, **sources):
+    gradients = torch.autograd.grad((y * case.tensor("cotangent")).sum(), list(sources.values()))
+    named = zip(sources, gradients, strict=True)
+    return {"y": y.detach().numpy(), **{f"grad_{name}": gradient.numpy() for name, gradient in named}}
+
+
+def _released(module, case, part="", ours=""):
+    """Fill a part of UA-VLS with the case's weights, which have the released names below `part`; ready to judge."""
+    names = [name.removeprefix("param:") for name in case.arrays if name.startswith("param:")]
+    tensors = {released_name(part + name).removeprefix(ours): case.tensor(f"param:{name}") for name in names}
+    module.double().eval().load_state_dict(tensors)
+    return module
+
+
+@adapter("SSMix text layer")
+def ssmix(case):
+    x = case.tensor("x", grad=True)
+    layer = SSMix(x.shape[2], x.shape[1], case.arguments["L_out"])
+    return _value_and_gradients(case, _released(layer, case)(x), x=x)
+
+
+@adapter("MoDAB block (modality decoding attention block), evaluation mode, dropout off")
+def modab(case):
+    x, text = case.tensor("x", grad=True), case.tensor("txt", grad=True)
+    width, length = x.shape[2], case.arguments["L_out"]
+    block = MoDAB(UAVLSConfig(text_dim=text.shape[2]), width, length)
+    y, _ = _released(block, case)(x, text)
+    return _value_and_gradients(case, y, x=x, txt=text) | _places(x.shape[1], length, width)
+
+
+def _places(visual, length, width):
+    return {"pe_vis_rows": positions(visual, width).numpy(), "pe_txt_rows": positions(length, width).numpy()}
+
+
+@adapter(
+    "guide decoder layer of the Ariadne/LanGuide parent model (the UA-VLS ablation 'without SSMix' is close to it)"
+)
+def languide_block(case):
+    x, text = case.tensor("x"), case.tensor("txt")
+    width, length = x.shape[2], case.arguments["L_out"]
+    config = UAVLSConfig(text_dim=text.shape[2], mixer="linear", self_attention="languide")
+    with torch.no_grad():
+        y, _ = _released(MoDAB(config, width, length), case)(x, text)
+    return {"y": y.numpy(), **_places(x.shape[1], length, width)}
+
+
+@adapter("one decoder stage: MoDAB -> 2x up-sampling -> skip concatenation -> two conv-BN-LeakyReLU, evaluation mode")
+def uavls_stage(case):
+    given, side = case.arguments, case.arguments["S"]
+    x = case.tensor("vis").transpose(1, 2).unflatten(2, (side, side))
+    skip = case.tensor("skip").transpose(1, 2).unflatten(2, (2 * side, 2 * side))
+    config = UAVLSConfig(text_dim=given["text_dim"])
+    stage = _released(Stage(config, given["C"], given["C_out"], given["L_out"]), case, "decoder4.", "stages.2.")
+    words = Words(case.tensor("txt"), torch.ones(len(x), dtype=torch.bool))
+    with torch.no_grad():
+        outputs = {"y": stage(x, skip, words)[0], "y_no_text": stage(x, skip, None)[0]}
+    return {name: value.flatten(2).transpose(1, 2).numpy() for name, value in outputs.items()}
+
+
+@adapter("final head: sub-pixel up-sampling + 1x1 conv + sigmoid")
+def uavls_head(case):
+    x = case.tensor("x")
+    head = _released(SubpixelHead(x.shape[1], case.arguments["o"], 1), case, ours="head.")
+    assert head.factor == case.arguments["k"]
+    with torch.no_grad():
+        return {"mid": head.upsample(x).numpy(), "y": head(x).sigmoid().numpy()}
+
+
+@adapter("SEU loss (spectral + entropic uncertainty)")
+def seu_loss(case):
+    probability = case.tensor("prob", grad=True)
+    terms = seu_terms(probability, case.tensor("target"))
+    total = terms.weighted(case.arguments["lambda_F"], case.arguments["lambda_E"])
+    loss, gradient = _scalar_with_gradient(total, probability)
+    named = {"dice_term": terms.dice, "fourier_term": terms.spectral, "entropy_term": terms.entropy}
+    return {"loss": loss, "grad_prob": gradient, **{name: term.detach().numpy() for name, term in named.items()}}
+
+
+@adapter(
+    "the loss that the published UA-VLS training script actually switches on: MONAI Dice+CE with all defaults, fed "
+    "with already-sigmoided one-channel probabilities"
+)
+def uavls_dice_ce(case):
+    probability, target = case.tensor("prob", grad=True), case.tensor("target")
+    loss, gradient = _scalar_with_gradient(released_dice_ce(probability, target), probability)
+    return {"loss_new": loss, "grad_new": gradient, "loss_old": released_dice(probability, target).detach().numpy()}
+
+
+@adapter("UA-VLS test-time preprocessing of one image and its mask")
+def uavls_input(case):
+    x, y = released_input(case.array("image"), case.array("gt"), case.arguments["S"])
+    return {"x": x.numpy(), "y": y.numpy()}
