@@ -130,19 +130,28 @@ class Patient:
         )
 
 
+APEX, ZONE = 0.10, 0.195  # of the lungs, where the frame is 1
+
+
 @dataclass(frozen=True)
 class Chest:
-    """A chest without infection: brightness, and per side how much of each pixel is open lung."""
+    """A chest without infection: brightness, how much of each pixel is open lung per side, and where zones lie.
+
+    top and zone: the row of the lungs' apex and the height of a zone, in image widths.
+    """
 
     brightness: np.ndarray
     lungs: dict[str, np.ndarray]
+    top: float
+    zone: float
 
 
 def _chest(rng: np.random.Generator, size: int, patient: Patient) -> Chest:
     down, across = grid(size)
-    lean = rng.normal(0, 0.04)
-    x = (across - 0.5 - rng.normal(0, 0.015) - lean * (down - 0.5)) / patient.width
-    y = down + rng.normal(0, 0.015)
+    # Nobody stands the same way before the plate: the text alone must not tell where the lungs are.
+    scale, centre, lean = rng.uniform(0.72, 1.08), 0.44 + rng.normal(0, 0.04), rng.normal(0, 0.06)
+    x = (across - 0.5 - rng.normal(0, 0.035) - lean * (down - 0.5)) / (scale * patient.width)
+    y = 0.40 + (down - centre) / scale + lean * (across - 0.5)
     bent = 0.004 * smooth_line(rng, size, 3)[:, None]
     shadow = _mediastinum(x, y, patient.heart, bent)
     lungs, air, belly = {}, 0.0, 0.0
@@ -151,7 +160,7 @@ def _chest(rng: np.random.Generator, size: int, patient: Patient) -> Chest:
         air, belly = np.maximum(air, open_to_air), np.maximum(belly, under)
         lungs[side] = open_to_air * (1 - shadow)
 
-    body = (1 - rise(np.abs(x), 0.475, 0.03)) * rise(y, 0.05 + 0.12 * np.clip(np.abs(x) - 0.13, 0, 1), 0.03)
+    body = (1 - rise(np.abs(x), 0.475 * scale**-0.7, 0.03)) * rise(y, 0.05 + 0.12 * np.clip(np.abs(x) - 0.13, 0, 1), 0.03)
     body = np.maximum(body, (1 - rise(np.abs(x), 0.12, 0.04)) * (y < 0.2))
     muscle = 0.10 * ridge(np.abs(x) - 0.42, 0.05) * ridge(y - 0.42, 0.2)
     level = 0.58 + patient.tissue + 0.03 * smooth_field(rng, size, 4, 4) + 0.12 * belly - muscle
@@ -159,7 +168,7 @@ def _chest(rng: np.random.Generator, size: int, patient: Patient) -> Chest:
     level = level + (inside + 0.015 * smooth_field(rng, size, 9, 9) - level) * air
     level = level + (0.70 + patient.tissue + 0.06 * rise(y, 0.55, 0.4) - level) * shadow
     level = level + _bones(x, y, patient.ribs, air * (1 - 0.5 * shadow), rng.uniform(-0.03, 0.03))
-    return Chest(0.04 + (level - 0.04) * body, lungs)
+    return Chest(0.04 + (level - 0.04) * body, lungs, centre + scale * (APEX - 0.40), scale * ZONE)
 
 
 def _lung(u: np.ndarray, y: np.ndarray, base: float, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -219,24 +228,22 @@ def _lines(rng: np.random.Generator, size: int) -> np.ndarray:
 # Infection
 # ---------------------------------------------------------------------------------------------------------
 
-TOP, ZONE_HEIGHT = 0.10, 0.195  # of the lung, from its apex to its base
-
 
 def _opacity(
-    rng: np.random.Generator, size: int, opacity: Opacity, lung: np.ndarray, slender: bool
+    rng: np.random.Generator, size: int, opacity: Opacity, chest: Chest, slender: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Strength in [0, 1] and mask of an opacity inside its zones; `slender` leaves a gap to the next zone."""
     zones = [ZONES.index(zone) for zone in opacity.zones]
-    middle = TOP + (min(zones) + max(zones) + 1) / 2 * ZONE_HEIGHT
-    reach = len(zones) * ZONE_HEIGHT / 2
+    lung, middle = chest.lungs[opacity.side], chest.top + (min(zones) + max(zones) + 1) / 2 * chest.zone
     for _ in range(20):
-        row = middle + rng.normal(0, 0.012)
+        height = rng.uniform(0.45, 0.75) if slender or len(zones) == 1 else rng.uniform(0.7, 0.95)
+        height *= len(zones) * chest.zone / 2
+        row = middle + rng.uniform(-1, 1) * 0.6 * (len(zones) * chest.zone / 2 - height)
         columns = np.flatnonzero(lung[int(row * size)] > 0.5) / size
-        column = columns[int(len(columns) * rng.uniform(0.25, 0.75))] if len(columns) else 0.5
-        height = reach * (rng.uniform(0.55, 0.75) if slender else rng.uniform(0.75, 1.0))
-        relative = blob(rng, size, (row, column), (height, rng.uniform(0.07, 0.16)), rng.normal(0, 0.15), uneven=0.2)[0]
+        column = columns[int(len(columns) * rng.uniform(0.15, 0.85))] if len(columns) else 0.5
+        relative = blob(rng, size, (row, column), (height, rng.uniform(0.05, 0.13)), rng.normal(0, 0.15), uneven=0.2)[0]
         mask = (relative < 1) & (lung > 0.5)
-        if mask.mean() > 0.008:
+        if mask.mean() > 0.005:
             break
     cloud = np.clip(0.85 + 0.16 * smooth_field(rng, size, 22, 22), 0.3, 1.15)
     return (1 - rise(relative, 1.05, 0.5)) * cloud * lung, mask
@@ -247,7 +254,7 @@ def _render(rng: np.random.Generator, size: int, patient: Patient, opacities: tu
     density, brightness = rng.uniform(0.5, 0.8), rng.uniform(0.58, 0.70)  # of all opacities alike
     strength, masks = np.zeros((size, size), np.float32), []
     for opacity in opacities:
-        drawn, mask = _opacity(rng, size, opacity, chest.lungs[opacity.side], slender)
+        drawn, mask = _opacity(rng, size, opacity, chest, slender)
         strength = np.maximum(strength, drawn)
         masks.append(mask)
     level = chest.brightness + (brightness - chest.brightness) * density * strength
@@ -255,7 +262,8 @@ def _render(rng: np.random.Generator, size: int, patient: Patient, opacities: tu
     level = gaussian_filter(level.astype(np.float32), 0.55 * size / 128)
     level = level + rng.uniform(0.008, 0.02) * rng.standard_normal((size, size), dtype=np.float32)
     level = np.clip(level, 0, 1) ** rng.uniform(0.85, 1.2)
-    return np.clip(0.5 + (level - 0.47) * rng.uniform(0.95, 1.25), 0, 1).astype(np.float32), masks
+    image = np.clip(0.5 + (level - 0.47) * rng.uniform(0.95, 1.25), 0, 1).astype(np.float32)
+    return image, masks, (chest.top, chest.zone)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -305,7 +313,7 @@ def chest_xray(
     readings = _readings(rng, bool(has_report and chance[2] < ambiguous))
     drawn = sum(readings.values(), ())
     slender = "_other" in readings or any(len(_on(drawn, side)) > 1 for side in SIDES)
-    image, masks = _render(rng, size, patient, drawn, slender)
+    image, masks, lungs = _render(rng, size, patient, drawn, slender)
     large = "enlarged" if patient.heart > 1.12 else "normal"
     phantoms = {}
     for suffix, meant in readings.items():
@@ -326,7 +334,7 @@ def chest_xray(
         first = 0 if suffix == "" else len(readings[""])
         mask = _united(masks[first : first + len(meant)], size)
         distractor = _united([m for i, m in enumerate(masks) if not first <= i < first + len(meant)], size)
-        described = {"opacities": meant, "other": rest, "view": patient.view, "heart": large}
+        described = {"opacities": meant, "other": rest, "view": patient.view, "heart": large, "lungs": lungs}
         phantoms[suffix] = Phantom(image, mask, distractor, described, prompts, (WIDTH_MM / size,) * 2)
     return phantoms
 
