@@ -18,9 +18,9 @@ from lib.files import sha256_file
 
 MODELS = {  # name -> "module:builder", imported when asked for
     "nullbus": "lib.models.nullbus:build",
-    "uavls": "lib.models.uavls:build",
     "unet": "lib.models.baselines:build_unet",
     "text_only": "lib.models.baselines:build_text_only",
+    "uavls": "lib.models.uavls:build",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
