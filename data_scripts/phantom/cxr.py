@@ -160,7 +160,9 @@ def _chest(rng: np.random.Generator, size: int, patient: Patient) -> Chest:
         air, belly = np.maximum(air, open_to_air), np.maximum(belly, under)
         lungs[side] = open_to_air * (1 - shadow)
 
-    body = (1 - rise(np.abs(x), 0.475 * scale**-0.7, 0.03)) * rise(y, 0.05 + 0.12 * np.clip(np.abs(x) - 0.13, 0, 1), 0.03)
+    body = (1 - rise(np.abs(x), 0.475 * scale**-0.7, 0.03)) * rise(
+        y, 0.05 + 0.12 * np.clip(np.abs(x) - 0.13, 0, 1), 0.03
+    )
     body = np.maximum(body, (1 - rise(np.abs(x), 0.12, 0.04)) * (y < 0.2))
     muscle = 0.10 * ridge(np.abs(x) - 0.42, 0.05) * ridge(y - 0.42, 0.2)
     level = 0.58 + patient.tissue + 0.03 * smooth_field(rng, size, 4, 4) + 0.12 * belly - muscle
