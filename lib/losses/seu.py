@@ -33,8 +33,8 @@ def seu_terms(probability: Tensor, mask: Tensor, entropy: str = "one-sided") -> 
 
     L_dice = 1 - mean over image and class of (2 Σpt + 1e-6) / (Σp + Σt + 1e-6);
     L_F = mean (|F p| - |F t|)², F the orthonormal 2-D Fourier transform;
-    L_E = mean over pixels of Σ_k -p log(p + 1e-8), "one-sided" as published: with one class it is largest at
-    p = 1/e and says nothing of a background that is sure. "binary" adds the same of 1 - p.
+    L_E = mean over pixels of Σ_k -p log(p + 1e-8), "one-sided" as published: of one class it is half the entropy,
+    largest at p = 1/e. "binary" adds the same of 1 - p.
     Raises ValueError for another entropy.
     """
     if entropy not in ENTROPIES:
