@@ -47,8 +47,20 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "heterogeneous": ("mixed", "non-uniform"),
     "bilateral": ("two-sided",),
     "unilateral": ("one-sided",),
+    "pulmonary infection": ("lung infection", "infection of the lungs"),
     "infection": ("infectious change",),
     "infected": ("affected",),
+    "area": ("region", "zone"),
+    "areas": ("regions", "zones"),
+    "all": ("the whole", "the entire"),
+    "located in": ("lying in", "seen in"),
+    "image": ("picture", "frame"),
+    "circle": ("circular", "disc-like"),
+    "white": ("whitish", "pale"),
+    "yellow": ("yellowish",),
+    "pink": ("pinkish",),
+    "red": ("reddish",),
+    "brown": ("brownish",),
     "polyp": ("polypoid growth",),
 }
 
@@ -95,9 +107,11 @@ DESCRIPTORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "side": (("left",), ("right",)),
     "laterality": (("unilateral",), ("bilateral",)),
     "level": (("upper",), ("lower",), ("middle",)),
+    "zones": (("upper middle lower", "all"), ("upper middle",), ("middle lower",), ("upper lower",)),
     "position": (("top",), ("bottom",), ("center", "centre", "central")),
     "size": (("small", "tiny"), ("medium",), ("large", "big")),
-    "colour": (("white",), ("yellow",), ("red", "pink"), ("brown", "tan")),
+    "colour": (("white",), ("yellow", "orange"), ("red", "pink"), ("brown", "tan"), ("black",)),
+    "silhouette": (("heart",), ("kidney",), ("octagon",), ("donut",)),
     "pathology": (("benign",), ("malignant",)),
 }
 WRONG_VALUES: dict[str, tuple[str, ...]] = {}
@@ -121,7 +135,37 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "complex cystic-solid": ("komplex zystisch-solide", "complejo sólido-quístico"),
     "not circumscribed": ("nicht umschrieben", "no circunscrito"),
     "not parallel": ("nicht parallel", "no paralelo"),
+    "bilateral pulmonary infection": ("beidseitige Lungeninfektion", "infección pulmonar bilateral"),
+    "unilateral pulmonary infection": ("einseitige Lungeninfektion", "infección pulmonar unilateral"),
     "pulmonary infection": ("Lungeninfektion", "infección pulmonar"),
+    "involving": ("mit Befall von", "que afecta a"),
+    "with involvement of": ("und Beteiligung:", "con afectación de"),
+    "regions": ("Regionen", "regiones"),
+    "all left lung": ("gesamte linke Lunge", "todo el pulmón izquierdo"),
+    "all right lung": ("gesamte rechte Lunge", "todo el pulmón derecho"),
+    "left lung": ("linke Lunge", "pulmón izquierdo"),
+    "right lung": ("rechte Lunge", "pulmón derecho"),
+    "chest radiograph": ("Röntgenaufnahme des Brustkorbs", "radiografía de tórax"),
+    "colonoscopy": ("Koloskopie", "colonoscopia"),
+    "located in": ("gelegen", "situado"),
+    "of the image": ("im Bild", "de la imagen"),
+    "top left": ("oben links", "arriba a la izquierda"),
+    "top right": ("oben rechts", "arriba a la derecha"),
+    "bottom left": ("unten links", "abajo a la izquierda"),
+    "bottom right": ("unten rechts", "abajo a la derecha"),
+    "top": ("oben", "arriba"),
+    "bottom": ("unten", "abajo"),
+    "center": ("Mitte", "centro"),
+    "white": ("weiß", "blanco"),
+    "yellow": ("gelb", "amarillo"),
+    "orange": ("orange", "naranja"),
+    "red": ("rot", "rojo"),
+    "pink": ("rosa", "rosado"),
+    "brown": ("braun", "marrón"),
+    "black": ("schwarz", "negro"),
+    "triangular": ("dreieckig", "triangular"),
+    "heart": ("herzförmig", "corazón"),
+    "kidney polyp": ("nierenförmiger Polyp", "pólipo en forma de riñón"),
     "infected areas": ("infizierte Bereiche", "zonas infectadas"),
     "infected area": ("infizierter Bereich", "zona infectada"),
     "at the top left": ("oben links", "arriba a la izquierda"),
@@ -179,14 +223,17 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "small": ("klein", "pequeño"),
     "medium": ("mittelgroß", "mediano"),
     "large": ("groß", "grande"),
-    "upper": ("ober", "superior"),
-    "middle": ("mittler", "medio"),
-    "lower": ("unter", "inferior"),
+    "upper": ("obere", "superior"),
+    "middle": ("mittlere", "medio"),
+    "lower": ("untere", "inferior"),
     "left": ("links", "izquierdo"),
     "right": ("rechts", "derecho"),
     "one": ("ein", "un"),
     "two": ("zwei", "dos"),
     "three": ("drei", "tres"),
+    "four": ("vier", "cuatro"),
+    "five": ("fünf", "cinco"),
+    "six": ("sechs", "seis"),
     "no": ("kein", "sin"),
     "of the": ("des", "del"),
     "with": ("mit", "con"),
@@ -204,7 +251,7 @@ REWORDINGS = (
     "Described as: {t}.",
     "What can be seen here is {t}.",
 )
-NUMBERS = ("one", "two", "three", "four", "five")
+NUMBERS = ("one", "two", "three", "four", "five", "six")
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -222,6 +269,8 @@ _SYNONYM, _DESCRIPTOR, _ENGLISH = _pattern(SYNONYMS), _pattern(WRONG_VALUES), _p
 _NUMBER, _SIDE = _pattern(NUMBERS), _pattern(("left", "right"))
 _WHERE = re.compile(r" (?:at|in|on) the(?: (?:top|bottom|left|right|center|centre|upper|lower|middle))+(?!\w)")
 _BIRADS = re.compile(r"(BI-?RADS(?: category)?[ :]*)([0-6])[A-Ca-c]?(?!\w)", re.IGNORECASE)
+_AREAS = re.compile(rf"(?<!\w)({'|'.join(NUMBERS)}) +infected +areas?(?!\w)", re.IGNORECASE)
+_LUNGS = re.compile(r"((?:all|upper|middle|lower)[ \w]* left lung) and ((?:the )?[ \w]+ right lung)", re.IGNORECASE)
 _BOX = re.compile(r"(\d+)( ?[×x] ?)(\d+)(?= pixels)")
 _PLACE = re.compile(r"(near \()(\d+)(, )(\d+)\)")
 
@@ -235,7 +284,7 @@ def paraphrase(text: str, rng: random.Random) -> str:
     if len(tail) >= 2 and all(len(clause.split()) <= 4 for clause in tail):
         turn = rng.randrange(1, len(tail))
         tail = tail[turn:] + tail[:turn]
-    bare = ", ".join([head, *tail])
+    bare = _LUNGS.sub(r"\2 and \1", ", ".join([head, *tail]))
     acronym = any(c.isupper() or c.isdigit() for c in bare.split()[0][1:])  # keeps its capitals
     return rng.choice(REWORDINGS).format(t=bare if acronym else bare[:1].lower() + bare[1:])
 
@@ -277,7 +326,7 @@ def wrong_attribute(text: str, rng: random.Random) -> str:
         x, y = (y, x) if x != y else (2 * x + 8, y // 2)
         return f"{match[1]}{x}{match[3]}{y})"
 
-    text = _NUMBER.sub(_other_number(rng), _DESCRIPTOR.sub(wrong, text))
+    text = wrong_number(_DESCRIPTOR.sub(wrong, text), rng)
     text = _BIRADS.sub(lambda m: m[1] + rng.choice([k for k in "2345" if k != m[2]]), text)
     text = _BOX.sub(lambda m: f"{2 * int(m[1]) + 1}{m[2]}{2 * int(m[3]) + 1}", text)
     return _PLACE.sub(wrong_place, text)
@@ -289,7 +338,8 @@ def _other_number(rng: random.Random) -> Callable[[re.Match], str]:
 
 def wrong_number(text: str, rng: random.Random) -> str:
     """Count something else: "two infected areas" becomes "four infected areas"."""
-    return _NUMBER.sub(_other_number(rng), text)
+    text = _NUMBER.sub(_other_number(rng), text)
+    return _AREAS.sub(lambda m: f"{m[1]} infected area{'s' * (m[1].lower() != 'one')}", text)
 
 
 def swapped_side(text: str, rng: random.Random) -> str:
@@ -299,7 +349,7 @@ def swapped_side(text: str, rng: random.Random) -> str:
 
 def vague(text: str, rng: random.Random) -> str:
     """Keep the first clause without its descriptors and numbers: what is meant, and nothing of how or where."""
-    head = re.split(r",\s+(?![^()]*\))", text.strip().rstrip("."))[0]
+    head = re.split(r",\s+(?![^()]*\))| involving | which ", text.strip().rstrip("."))[0]
     bare = " ".join(_NUMBER.sub("", _DESCRIPTOR.sub("", _WHERE.sub("", head))).split())
     return _like(text, bare) + "." if bare else text
 
