@@ -219,7 +219,7 @@ def test_every_template_belongs_to_a_role_and_renders():
         ({"columns": (("local@mask", "local"),)}, "without @variant"),
         ({"columns": (("local", "local"), ("local", "global"))}, "twice"),
         ({"columns": (("local", "local"),), "roles": ("global",)}, "perturbs the roles"),
-        ({"columns": (("local", "local"),), "perturbation": "typos"}, "none, absent, empty, paraphrase"),
+        ({"columns": (("local", "local"),), "perturbation": "typos"}, "none, absent, empty, shuffled, paraphrase"),
         ({"columns": (("local", "local"),), "perturbation": "published:"}, "Unknown perturbation"),
         ({"columns": (("local", "local"),), "share": 1.2}, "between 0 and 1"),
     ],
