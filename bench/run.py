@@ -27,6 +27,7 @@ import torch
 from lib import models
 from lib.data import Feed, ImageCache, load_dataset
 from lib.files import atomic_write
+from lib.models.scan import selective_scan
 from lib.statistics import bootstrap_means
 from lib.text import CaptionBank, Prompts, encoder
 
@@ -145,6 +146,29 @@ def prompt_change(device: str, folder: Path) -> Iterator[Pair]:
         )
 
 
+def scan(device: str, folder: Path) -> Iterator[Pair]:
+    """The selective scan, forward and backward, against one step after the other by index."""
+    batch, channels, states = 8, 48, 16
+    for length, repeats in ((24, 30), (784, 5)):  # a text, and the places of a 28x28 map
+        drawn = {name: torch.randn(batch, channels, length) for name in ("u", "delta")}
+        drawn |= {name: torch.randn(batch, states, length) for name in ("B", "C")}
+        drawn |= {"A": -torch.arange(1.0, states + 1).repeat(channels, 1)}
+        given = {name: tensor.to(device).requires_grad_() for name, tensor in drawn.items()}
+
+        def both_ways(method: str, given: dict = given) -> None:
+            y, _ = selective_scan(**given, softplus=True, method=method)
+            torch.autograd.grad(y.sum(), list(given.values()))
+
+        for method in ("loop", "doubling"):
+            yield Pair(
+                f"scan_{method}_{length}",
+                f"{channels} channels, {states} states, {length} steps, forward and backward",
+                batch,
+                repeats,
+                {method: lambda m=method, f=both_ways: f(m), "indexed": lambda f=both_ways: f("indexed")},
+            )
+
+
 def bootstrap(device: str, folder: Path) -> Iterator[Pair]:
     """10,000 resamples of patients for 10 models × 2,000 cases: one matrix product against a loop."""
     rng = np.random.default_rng(0)
@@ -196,7 +220,7 @@ def book(device: str, folder: Path) -> Iterator[Pair]:
     )
 
 
-PAIRS = {function.__name__: function for function in (caption_bank, image_cache, prompt_change, bootstrap, book)}
+PAIRS = {function.__name__: function for function in (caption_bank, image_cache, prompt_change, scan, bootstrap, book)}
 SLOW = {"book"}
 
 

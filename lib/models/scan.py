@@ -13,8 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LONG = 64  # steps from which a GPU waits longer for kernels to start than it computes
+CACHED = 2**17  # numbers: half a megabyte of states at a time
 
-Solver = Callable[..., Tensor]  # decay between neighbours [L - 1, ...], drive [L, ...] -> states [L, ...]
+Solver = Callable[..., Tensor]  # decay between neighbours [l - 1, ...], drive [l, ...] -> states [l, ...]
 
 
 def selective_scan(
@@ -59,7 +60,7 @@ def selective_scan(
 
 def _by_definition(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """One step after the other, by index: to read, and to hold the others against."""
-    B, C = (_per_channel(t, *u.shape) for t in (B, C))  # [L, b or 1, d or 1, n]
+    B, C = (_timed(t, u).expand(u.shape[-1], -1, -1, -1) for t in (B, C))
     h, y = torch.zeros_like(u[..., :1]), []  # [b, d, 1], which the first step widens to n
     for t in range(u.shape[-1]):
         step = delta[:, :, t, None]
@@ -68,57 +69,95 @@ def _by_definition(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     return torch.stack(y, dim=-1), h
 
 
+def _timed(t: Tensor, u: Tensor) -> Tensor:
+    """B or C of any kind with the time first, [L or 1, b or 1, d or 1, n]."""
+    if t.ndim == 2:
+        return t[None, None]
+    if t.ndim == 3:
+        return rearrange(t, "b n l -> l b 1 n")
+    return repeat(t, "b g n l -> l b (g r) n", r=u.shape[1] // t.shape[1])
+
+
 def _by(solve: Solver) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The scan with everything but the recurrence done for all steps at once."""
+    """The scan with all but the recurrence done for many steps at once."""
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        B, C = (_per_channel(t, *u.shape) for t in (B, C))
         step, drive = (rearrange(t, "b d l -> l b d 1").contiguous() for t in (delta, delta * u))
-        states = Recurrence.apply((step * A).exp_(), drive * B, solve)  # [L, b, d, n]
-        return torch.einsum("lbdn, lbdn -> bdl", states, C), states[-1]
+        y, last = Scan.apply(step, drive, A, *(_timed(t, u).contiguous() for t in (B, C)), solve)
+        return rearrange(y, "l b d -> b d l"), last
 
     return scan
 
 
-def _per_channel(t: Tensor, batch: int, channels: int, length: int) -> Tensor:
-    """B or C of any kind with the time first, to broadcast over [L, b, d, n]."""
-    if t.ndim == 2:
-        return t.expand(length, 1, *t.shape)
-    if t.ndim == 3:
-        return rearrange(t, "b n l -> l b 1 n")
-    return repeat(t, "b g n l -> l b (g r) n", r=channels // t.shape[1])
+class Scan(torch.autograd.Function):
+    """y_t = <h_t, C_t>, h_t = exp(step_t A) h_{t-1} + drive_t B_t; the gradient is the same recurrence backwards.
 
-
-class Recurrence(torch.autograd.Function):
-    """h_t = decay_t h_{t-1} + drive_t along the first axis; its gradient is the same recurrence, backwards in time."""
+    Works through the sequence by chunks and keeps the state before each; states [L, b, d, n] are never all there.
+    """
 
     @staticmethod
-    def forward(ctx, decay: Tensor, drive: Tensor, solve: Solver) -> Tensor:
-        states = solve(decay[1:], drive)
-        ctx.save_for_backward(decay, states)
-        ctx.solve = solve
-        return states
+    def forward(
+        ctx, step: Tensor, drive: Tensor, A: Tensor, B: Tensor, C: Tensor, solve: Solver
+    ) -> tuple[Tensor, Tensor]:
+        ctx.solve, starts, y = solve, [A.new_zeros(*step.shape[1:3], A.shape[1])], []
+        for rows in _chunks(step, A):
+            _, states = _states(step[rows], drive[rows], A, _rows(B, rows), starts[-1], solve)
+            y.append((states * _rows(C, rows)).sum(-1))
+            starts.append(states[-1].clone())  # a view would keep all states
+        ctx.save_for_backward(step, drive, A, B, C, *starts[:-1])
+        return torch.cat(y), starts[-1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        decay, states = ctx.saved_tensors
-        # Backwards, h_{t+1} hands its gradient on to h_t through the same decay_{t+1}.
-        gradient = ctx.solve(decay[1:], gradient, backwards=True)
-        of_decay = torch.zeros_like(decay)
-        torch.mul(gradient[1:], states[:-1], out=of_decay[1:])
-        return of_decay, gradient, None
+    def backward(ctx, of_y: Tensor, carried: Tensor) -> tuple[Tensor | None, ...]:
+        step, drive, A, B, C, *starts = ctx.saved_tensors
+        of_step, of_drive, of_A, of_B, of_C = (torch.zeros_like(t) for t in (step, drive, A, B, C))
+        for rows, start in zip(_chunks(step, A)[::-1], starts[::-1], strict=True):
+            b, c = _rows(B, rows), _rows(C, rows)
+            decay, states = _states(step[rows], drive[rows], A, b, start, ctx.solve)
+            gradient = of_y[rows, ..., None] * c
+            gradient[-1] += carried
+            gradient = ctx.solve(decay[1:], gradient, backwards=True)
+            carried = decay[0] * gradient[0]
+            _rows(of_C, rows).add_((of_y[rows, ..., None] * states).sum_to_size(c.shape))
+            _rows(of_B, rows).add_((gradient * drive[rows]).sum_to_size(b.shape))
+            of_drive[rows] = (gradient * b).sum(-1, keepdim=True)
+            # through the decay, exp(step A): what it multiplied was the state before
+            gradient[1:] *= states[:-1]
+            gradient[0] *= start
+            gradient *= decay
+            of_step[rows] = (gradient * A).sum(-1, keepdim=True)
+            of_A += (gradient * step[rows]).sum((0, 1))
+        return of_step, of_drive, of_A, of_B, of_C, None
+
+
+def _chunks(step: Tensor, A: Tensor) -> list[slice]:
+    """Chunks whose states stay in a processor's cache; a GPU has the memory, and would wait between them."""
+    length, batch, channels, _ = step.shape
+    size = length if step.is_cuda else max(1, CACHED // (batch * channels * A.shape[1]))
+    return [slice(start, start + size) for start in range(0, length, size)]
+
+
+def _rows(t: Tensor, rows: slice) -> Tensor:
+    """A chunk of what may be the same at all times."""
+    return t if len(t) == 1 else t[rows]
+
+
+def _states(step: Tensor, drive: Tensor, A: Tensor, B: Tensor, start: Tensor, solve: Solver) -> tuple[Tensor, Tensor]:
+    """Decays and states of one chunk [l, b, d, n] after the state `start` [b, d, n]."""
+    decay, driven = (step * A).exp_(), drive * B
+    driven[0].addcmul_(decay[0], start)
+    return decay, solve(decay[1:], driven)
 
 
 def _loop(decay: Tensor, drive: Tensor, backwards: bool = False) -> Tensor:
-    """One multiply-add for each step, on views made at once."""
-    states = drive.clone(memory_format=torch.contiguous_format)
-    rows, factors = states.unbind(), decay.unbind()
+    """One multiply-add for each step, in place, on views made at once."""
+    rows, factors = drive.unbind(), decay.unbind()
     if backwards:
         rows, factors = rows[::-1], factors[::-1]
     for factor, before, row in zip(factors, rows, rows[1:], strict=False):
         row.addcmul_(factor, before)
-    return states
+    return drive
 
 
 def _doubling(decay: Tensor, drive: Tensor, backwards: bool = False) -> Tensor:
