@@ -1,5 +1,6 @@
 """Claims become verdicts only through intervals."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,15 @@ def test_the_books_claims_are_valid_and_have_sources(pytestconfig):
     for name in ("claims.yml", "audit.yml"):
         claims = ledger.load_claims(pytestconfig.rootpath / "book" / name)
         assert claims and all(claim.source for claim in claims)
+
+
+def test_every_claim_names_arms_of_its_chapter(pytestconfig):
+    for name in ("claims.yml", "audit.yml"):
+        for claim in ledger.load_claims(pytestconfig.rootpath / "book" / name):
+            cells = json.loads((pytestconfig.rootpath / f"notebooks/{claim.paper}.ipynb").read_text())["cells"]
+            code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+            for arm in (claim.contrast.a, claim.contrast.b):
+                assert arm is None or f'"{arm.arm}": dict(' in code, f"{claim.id} names the arm {arm.arm}"
 
 
 def test_summary_averages_seeds_and_cases():
