@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import models
+from lib import losses, models
 from lib.data import Feed, ImageCache, load_dataset
 from lib.files import atomic_write
 from lib.models.scan import selective_scan
@@ -169,6 +169,67 @@ def scan(device: str, folder: Path) -> Iterator[Pair]:
             )
 
 
+def training_captions(device: str, folder: Path) -> Iterator[Pair]:
+    """One UA-VLS training step that looks its captions up against one that encodes each as its item is loaded.
+
+    The second is what the released data set does, with a BERT of 12 layers (here with random weights: same cost).
+    """
+    from transformers import BertConfig, BertModel
+
+    batch, words, width = 8, 24, 768
+    bert = BertModel(BertConfig(num_hidden_layers=12, hidden_size=width)).eval()
+    ids = torch.randint(1000, 30000, (batch, words))
+    image, mask = torch.rand(batch, 1, 64, 64), (torch.rand(batch, 1, 64, 64) > 0.8).float()
+    model = models.build("uavls", size="tiny", text_dim=width, pretrained=False).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    criterion = losses.loss("seu")
+    there = torch.ones(batch, words, dtype=torch.bool)
+    bank = torch.randn(batch, words, width)
+
+    def step(states: torch.Tensor) -> None:
+        prompts = Prompts({"report": states[:, 0]}, {"report": there[:, 0]}, {"report": states}, {"report": there})
+        loss = criterion(model(image.to(device), prompts.to(device)).logits, mask.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def encode() -> torch.Tensor:
+        return torch.cat([bert(row[None]).last_hidden_state for row in ids])  # one item at a time, on the CPU
+
+    for what, finish in (("captions alone", lambda states: None), ("a training step, tiny widths, 64²", step)):
+        yield Pair(
+            "training_captions",
+            f"UA-VLS, {what}, {words} words each",
+            batch,
+            10,
+            {
+                "caption bank": lambda finish=finish: finish(bank.clone()),
+                "12-layer encoder per item": lambda finish=finish: finish(encode()),
+            },
+        )
+
+
+def compiled_step(device: str, folder: Path) -> Iterator[Pair]:
+    """On a GPU: a UA-VLS training step at the paper's size, compiled in bfloat16 and channels-last against eager."""
+    if device != "cuda":
+        return
+    model = models.build("uavls", size="paper", text_dim=768, pretrained=False).to(device).train()
+    image, mask = torch.rand(16, 3, 224, 224, device=device), torch.ones(16, 1, 224, 224, device=device)
+    states, there = torch.randn(16, 24, 768, device=device), torch.ones(16, 24, dtype=torch.bool, device=device)
+    prompts = Prompts({"report": states[:, 0]}, {"report": there[:, 0]}, {"report": states}, {"report": there})
+    criterion, fast = losses.loss("seu"), torch.compile(model)
+
+    def step(network: torch.nn.Module, half: bool) -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            logits = network(image, prompts).logits
+        criterion(logits.float(), mask).backward()
+        model.zero_grad()
+
+    arms = {"bf16, compiled": lambda: step(fast, True), "float32, eager": lambda: step(model, False)}
+    yield Pair("compiled_step", "UA-VLS training step, paper size, 224²", 16, 10, arms)
+
+
 def bootstrap(device: str, folder: Path) -> Iterator[Pair]:
     """10,000 resamples of patients for 10 models × 2,000 cases: one matrix product against a loop."""
     rng = np.random.default_rng(0)
@@ -220,7 +281,10 @@ def book(device: str, folder: Path) -> Iterator[Pair]:
     )
 
 
-PAIRS = {function.__name__: function for function in (caption_bank, image_cache, prompt_change, scan, bootstrap, book)}
+PAIRS = {
+    function.__name__: function
+    for function in (caption_bank, image_cache, prompt_change, scan, training_captions, compiled_step, bootstrap, book)
+}
 SLOW = {"book"}
 
 
