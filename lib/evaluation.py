@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -283,16 +284,45 @@ def adaptive_calibration_error(probability: np.ndarray, mask: np.ndarray, bins: 
     return sum(np.abs(part.sum(1)) for part in np.array_split(excess, bins, axis=1)) / probability.shape[1]
 
 
-def risk_coverage(wrong: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-    """Error rate among the k + 1 surest pixels, for each k: wrong and uncertainty [P] -> [P].
+@dataclass(frozen=True)
+class DoubtCurve:
+    """Pixels of one image from the surest to the least sure, those of equal doubt as one step: counts [steps].
 
-    Pixels of equal uncertainty are kept or left together, so each shares the risk at the end of its tie.
-    Source: Geifman & El-Yaniv 2017 (arXiv 1705.08500); the mean of the result is the AURC.
+    All of `uncertainty_scores` follows from it, so that an image is sorted once: scikit-learn's functions give the
+    same numbers in six times the time.
     """
-    order = np.argsort(uncertainty, kind="stable")
-    risk = np.cumsum(wrong[order]) / np.arange(1, len(wrong) + 1)
-    ends = np.searchsorted(uncertainty[order], uncertainty[order], side="right") - 1
-    return risk[ends]
+
+    wrong: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, wrong: np.ndarray, doubt: np.ndarray) -> Self:
+        """Sort pixels by doubt; wrong [P] bool, doubt [P]."""
+        order = np.argsort(doubt, kind="stable")
+        ordered = doubt[order]
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        errors = np.add.reduceat(wrong[order].astype(np.int64), starts)
+        return cls(errors, np.diff(np.r_[starts, len(doubt)]) - errors)
+
+    def auroc(self) -> float:
+        """How likely a wrong pixel is doubted more than a right one; NaN where all are right or all wrong."""
+        below = np.cumsum(self.right) - self.right
+        return _ratio((self.wrong * (below + self.right / 2)).sum(), self.wrong.sum() * self.right.sum())
+
+    def auprc(self) -> float:
+        """Average precision of doubt as a detector of wrong pixels; NaN where all are right or all wrong."""
+        if not self.right.sum():
+            return np.nan
+        wrong, right = (np.cumsum(counts[::-1]) for counts in (self.wrong, self.right))
+        return _ratio((self.wrong[::-1] * wrong / (wrong + right)).sum(), self.wrong.sum())
+
+    def risk(self) -> np.ndarray:
+        """Error rate among the k + 1 surest pixels for each k [P]; pixels of one step share the rate at its end.
+
+        Source: Geifman & El-Yaniv 2017 (arXiv 1705.08500); the mean is the AURC.
+        """
+        pixels = self.wrong + self.right
+        return np.repeat(np.cumsum(self.wrong) / np.cumsum(pixels), pixels)
 
 
 def uncertainty_scores(probability: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> dict[str, np.ndarray]:
@@ -300,23 +330,20 @@ def uncertainty_scores(probability: np.ndarray, mask: np.ndarray, threshold: flo
 
     ace: `adaptive_calibration_error`; entropy: mean `binary_entropy`; confidence: mean probability in the
     predicted foreground (NaN without one); error_auroc and error_auprc: how well the entropy of a pixel tells that
-    it is wrong (NaN where all pixels are right or all wrong); aurc and risk_<coverage>: `risk_coverage`.
+    it is wrong; aurc and risk_<coverage>: the error rate among the surest pixels (`DoubtCurve`).
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     rows = []
     for image, truth in zip(probability, mask, strict=True):
         image, truth = image.astype(np.float64).ravel(), truth.astype(bool).ravel()
         predicted, doubt = image > threshold, binary_entropy(image)
-        wrong = predicted != truth
-        told = 0 < wrong.sum() < len(wrong)
-        risk = risk_coverage(wrong, doubt)
+        curve = DoubtCurve.of(predicted != truth, doubt)
+        risk = curve.risk()
         rows.append(
             {
                 "entropy": doubt.mean(),
                 "confidence": image[predicted].mean() if predicted.any() else np.nan,
-                "error_auroc": roc_auc_score(wrong, doubt) if told else np.nan,
-                "error_auprc": average_precision_score(wrong, doubt) if told else np.nan,
+                "error_auroc": curve.auroc(),
+                "error_auprc": curve.auprc(),
                 "aurc": risk.mean(),
                 **{f"risk_{c:g}": risk[math.ceil(c * len(risk)) - 1] for c in COVERAGES},
             }

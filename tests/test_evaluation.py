@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_dice, compute_surface_dice
 from monai.metrics.calibration import calibration_binning
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from lib import evaluation
@@ -289,8 +290,19 @@ def test_doubt_at_the_errors_is_rewarded_and_doubt_elsewhere_is_not():
 def test_risk_at_full_coverage_is_the_error_rate_whatever_the_order():
     wrong = np.array([True, False, False, True])
     for doubt in ([0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1], [0.5] * 4):
-        assert evaluation.risk_coverage(wrong, np.array(doubt))[-1] == 0.5
-    assert evaluation.risk_coverage(wrong, np.full(4, 0.5)).tolist() == [0.5] * 4  # ties share their risk
+        assert evaluation.DoubtCurve.of(wrong, np.array(doubt)).risk()[-1] == 0.5
+    assert evaluation.DoubtCurve.of(wrong, np.full(4, 0.5)).risk().tolist() == [0.5] * 4  # ties share their risk
+
+
+@given(arrays(bool, 30), arrays(np.int64, 30, elements=st.integers(0, 6)))
+@settings(deadline=None, max_examples=60)
+def test_error_detection_agrees_with_scikit_learn(wrong, doubt):
+    curve = evaluation.DoubtCurve.of(wrong, doubt)
+    if wrong.all() or not wrong.any():
+        assert np.isnan(curve.auroc()) and np.isnan(curve.auprc())
+    else:
+        assert curve.auroc() == pytest.approx(roc_auc_score(wrong, doubt))
+        assert curve.auprc() == pytest.approx(average_precision_score(wrong, doubt))
 
 
 def test_entropy_is_symmetric_and_peaks_at_one_half():
