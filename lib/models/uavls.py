@@ -77,6 +77,7 @@ SIZES = {
         "backbone": "narrow",
         "channels": (16, 24, 32, 48),
         "depths": (1, 1, 1, 1),
+        "heads": 2,  # attention weights are what a step at 96x96 waits for
         "states": 8,
         "head_channels": 8,
     },
