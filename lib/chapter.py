@@ -39,6 +39,8 @@ def setup() -> None:
         os.chdir(ROOT)
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
+    # A page shows what is said and not where this machine keeps the code that says it.
+    warnings.formatwarning = lambda message, category, *place, **more: f"{category.__name__}: {message}\n"
     figures.style()
 
 

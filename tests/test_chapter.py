@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -156,3 +157,10 @@ def test_setup_goes_to_the_repository_only_from_inside_it(tmp_path, monkeypatch)
 
 def test_book_finds_the_claims():
     assert chapter.book("claims.yml") == ROOT / "book/claims.yml"
+
+
+def test_a_warning_does_not_show_where_the_code_lies(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    chapter.setup()
+    said = warnings.formatwarning("a prompt is too long", UserWarning, __file__, 1)
+    assert said == "UserWarning: a prompt is too long\n"

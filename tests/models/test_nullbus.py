@@ -279,7 +279,8 @@ def test_a_pretrained_local_backbone_is_stored(tmp_path, monkeypatch):
     source = models.build("nullbus", size="tiny", local_backbone="resnet10t", local_channels=widths).resnet
     folder = tmp_path / "hub" / "resnet10t"
     folder.mkdir(parents=True)
-    safetensors.torch.save_file(source.state_dict(), folder / "model.safetensors")
+    tensors = {name: tensor.contiguous() for name, tensor in source.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
     monkeypatch.setitem(models.BACKBONES, "resnet10t", ("none", "none", "model.safetensors"))
     monkeypatch.setenv(models.WEIGHTS, str(tmp_path / "hub"))
     model = tiny(local_backbone="resnet10t", local_channels=widths)
