@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -587,7 +588,7 @@ def executor(
         return _Inline()
     if kind == "process":
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        return ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,))
+        return ProcessPoolExecutor(jobs, get_context("spawn"), _prepare_worker, (threads,))
     if kind == "dask":
         try:
             from distributed import Client
@@ -602,6 +603,12 @@ def executor(
 
         return Cluster(Client(address), retries=retries, resources=resources or {}, pure=False)
     raise ValueError(f"Unknown executor '{kind}': use one of inline, process, dask.")
+
+
+def _prepare_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    # What a worker says ends on a page, where the place of the code on this machine says nothing.
+    warnings.formatwarning = lambda message, category, *place, **more: f"{category.__name__}: {message}\n"
 
 
 def run_all(
