@@ -38,7 +38,7 @@ CHAPTER = [
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """The real prose and one tiny executed chapter, built."""
-    paths = write_book(tmp_path_factory.mktemp("book"), {"nullbus": CHAPTER})
+    paths = write_book(tmp_path_factory.mktemp("book"), {"nullbus": CHAPTER, "uavls": CHAPTER})  # the index opens both
     assert build.main(["book", "--jobs", "1"], root=paths.root) == 0
     return paths.html
 
@@ -114,7 +114,7 @@ def test_the_front_page_leads_into_the_book(pages, open_page):
     page = open_page(pages / "index.html")
     assert page.locator(".bd-sidebar-primary .toctree-l1").all_text_contents()[0].strip() == "Tiny"
     assert page.locator(".sd-card").count() == 8 and page.locator(".interval").count() == 4
-    page.locator("article").get_by_role("link", name="Open the chapter").click()
+    page.locator("article").get_by_role("link", name="Open the chapter").first.click()
     page.wait_for_url("**/notebooks/nullbus.html")
     assert page.locator("article h1").inner_text().startswith("Tiny")
 
