@@ -25,7 +25,7 @@ def talkative(**config):
     model = models.build("nullbus", size="tiny", **config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn(parameter.shape))
     return model.eval()
 
 
