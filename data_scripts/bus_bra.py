@@ -30,6 +30,7 @@ from common import (
     unpacked,
 )
 from mask_words import lesion_sentence, pixel_sentence
+from medclip_prompts import PromptSets, published_lists
 
 from lib.data import DataError, DatasetWriter, PromptColumn
 from lib.text import render
@@ -92,6 +93,7 @@ def from_mirror(args: argparse.Namespace) -> None:
     """Write the folder from a mirror, with its split by patient."""
     columns = ("birads", "histology", "side", "device", *MEDCLIPSEG_TEXTS.values())
     mirror = Mirror(args.mirror, "bus_bra", columns)
+    sets = PromptSets("breast", published_lists(args))
     print(f"reading {len(mirror.rows)} images from {mirror.folder}")
     card = {
         **CARD,
@@ -103,7 +105,7 @@ def from_mirror(args: argparse.Namespace) -> None:
             "The mirror's, by patient, from the dataset's own 5 folds: test = fold 1, val = about half of fold 2, "
             "train = the rest."
         ),
-        "prompts": METADATA | MEDCLIPSEG_COLUMNS,
+        "prompts": METADATA | MEDCLIPSEG_COLUMNS | sets.columns,
         "notes": [
             *NOTES,
             "The mirror holds a seeded part by patient of the training images, JPEG-coded, longer side 352, and "
@@ -129,6 +131,7 @@ def from_mirror(args: argparse.Namespace) -> None:
                     "global@mask": pixel_sentence(mask),
                     "class@pathology": class_prompt(row["label"]),
                     **{column: row[text] for column, text in MEDCLIPSEG_TEXTS.items()},
+                    **sets.of(row["label"]),
                 },
             )
 
@@ -148,6 +151,7 @@ def from_archive(args: argparse.Namespace) -> None:
         second = [row for row in rows if fold[row["ID"]] == 2]
         halves = make_splits([r["Case"] for r in second], [r["Pathology"] for r in second], (0.5, 0.5, 0))
         split |= {patient: half for patient, half in halves.items() if half == "val"}
+        sets = PromptSets("breast", published_lists(args))
         print(f"reading {len(rows)} images of {len(split)} patients")
         card = {
             **CARD,
@@ -156,7 +160,7 @@ def from_archive(args: argparse.Namespace) -> None:
                 "By patient, from the dataset's own 5 folds: test = fold 1, val = half of fold 2 (seeded, stratified "
                 "by class), train = the rest."
             ),
-            "prompts": METADATA,
+            "prompts": METADATA | sets.columns,
             "notes": [*NOTES, origin],
         }
         with DatasetWriter(args.out, card, overwrite=args.overwrite) as writer:
@@ -178,6 +182,7 @@ def from_archive(args: argparse.Namespace) -> None:
                         "local@mask": lesion_sentence(mask),
                         "global@mask": pixel_sentence(mask),
                         "class@pathology": class_prompt(row["Pathology"]),
+                        **sets.of(row["Pathology"]),
                     },
                 )
 

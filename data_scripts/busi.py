@@ -26,6 +26,7 @@ from common import (
     unpacked,
 )
 from mask_words import lesion_sentence, pixel_sentence
+from medclip_prompts import PromptSets, published_lists
 from near_duplicates import duplicate_groups, name_groups, repeats_of_held_out
 
 from lib.data import SPLITS, DataError, DatasetWriter, PromptColumn
@@ -66,6 +67,7 @@ def from_mirror(args: argparse.Namespace) -> None:
     images = [mirror.image(row) for row in mirror.rows]
     patients = name_groups(case_ids, duplicate_groups(images))
     left_out = [case_ids[i] for i in repeats_of_held_out(patients, [row["split"] for row in mirror.rows])]
+    sets = PromptSets("breast", published_lists(args))
     print(f"leaving out {len(left_out)} images that nearly repeat one of a more held-out split")
     prompts = {
         "global": PromptColumn(role="global", origin="metadata", source=NO_METADATA),
@@ -77,6 +79,7 @@ def from_mirror(args: argparse.Namespace) -> None:
         "global@mask": PIXEL_COLUMN,
         **MEDCLIPSEG_COLUMNS,
         "class@pathology": CLASS_COLUMN,
+        **sets.columns,
     }
     card = {
         **CARD,
@@ -116,6 +119,7 @@ def from_mirror(args: argparse.Namespace) -> None:
                     "global@mask": pixel_sentence(mask),
                     **{column: row[text] for column, text in MEDCLIPSEG_TEXTS.items()},
                     "class@pathology": class_prompt(row["label"]),
+                    **sets.of(row["label"]),
                 },
             )
 
@@ -136,6 +140,7 @@ def from_archive(args: argparse.Namespace) -> None:
         labels = [label for label, _ in files.values()]
         patients = name_groups(list(files), duplicate_groups(images))
         split = make_splits(patients, labels)
+        sets = PromptSets("breast", published_lists(args))
         print(f"found {len(patients) - len(set(patients))} images that nearly repeat another one")
         prompts = {
             "global": PromptColumn(role="global", origin="metadata", source=NO_METADATA),
@@ -146,6 +151,7 @@ def from_archive(args: argparse.Namespace) -> None:
             ),
             "global@mask": PIXEL_COLUMN,
             "class@pathology": CLASS_COLUMN,
+            **sets.columns,
         }
         card = {
             **CARD,
@@ -173,6 +179,7 @@ def from_archive(args: argparse.Namespace) -> None:
                         "local@class": f"{known} tumor in the breast ultrasound image.",
                         "global@mask": pixel_sentence(mask),
                         "class@pathology": class_prompt(label),
+                        **sets.of(label),
                     },
                 )
 

@@ -3,6 +3,7 @@
 python data_scripts/phantoms.py bus --out data/phantom_bus --n 1000 --size 128 --seed 0
 python data_scripts/phantoms.py cxr --out data/phantom_cxr --ambiguous 0.5
 python data_scripts/phantoms.py polyp --out data/phantom_polyp --text-share 0.8
+python data_scripts/phantoms.py brain --out data/phantom_brain --n 2000
 """
 
 import argparse
@@ -10,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from phantom.brain import write_brain
 from phantom.bus import write_bus
-from phantom.cxr import write_cxr
+from phantom.cxr import FRAMING, write_cxr
 from phantom.polyp import write_polyp
 
 
@@ -34,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("bus", write_bus, 0.7, "breast ultrasound: one or two lesions under speckle"),
         ("cxr", write_cxr, 0.5, "chest X-ray: opacities in the zones of two lungs"),
         ("polyp", write_polyp, 0.5, "colonoscopy: polyps on folded mucosa"),
+        ("brain", write_brain, 0.0, "brain MRI: a tumour of one of three kinds among other things that enhance"),
     ):
         options = kinds.add_parser(kind, parents=[shared], help=what)
         options.set_defaults(write=write)
@@ -44,6 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
             default=ambiguous,
             help="share of the images with text in which only the text names the target (default: %(default)s)",
         )
+        if kind == "cxr":
+            options.add_argument(
+                "--framing",
+                type=float,
+                default=FRAMING,
+                help="how much the chest differs in size and place between images (default: %(default)s)",
+            )
     options = vars(parser.parse_args(arguments))
     kind, write = options.pop("kind"), options.pop("write")
     started = time.perf_counter()

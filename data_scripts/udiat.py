@@ -23,6 +23,7 @@ from common import (
     unpacked,
 )
 from mask_words import lesion_sentence, pixel_sentence
+from medclip_prompts import MEDCLIPSAM_COLUMN, PromptSets, published_lists, published_prompts
 
 from lib.data import DataError, DatasetWriter
 
@@ -66,7 +67,9 @@ def build(args: argparse.Namespace) -> None:
             raise DataError(f"{table} has no row for {unknown[0]}: give the original archive.")
         split = make_splits([path.stem for path in images], [label[path.stem] for path in images])
         print(f"reading {len(images)} images")
-        card = CARD | {"notes": [*CARD["notes"], origin]}
+        sets, published = PromptSets("breast", published_lists(args)), published_prompts(args, "breast")
+        told = {"global@medclipsam": MEDCLIPSAM_COLUMN} if published else {}
+        card = CARD | {"prompts": CARD["prompts"] | sets.columns | told, "notes": [*CARD["notes"], origin]}
         with DatasetWriter(args.out, card, overwrite=args.overwrite) as writer:
             for path in images:
                 mask = binary_mask(root / "GT" / path.name, root / "GT" / path.name)
@@ -81,6 +84,8 @@ def build(args: argparse.Namespace) -> None:
                         "local@mask": lesion_sentence(mask),
                         "global@mask": pixel_sentence(mask),
                         "class@pathology": class_prompt(label[path.stem]),
+                        **sets.of(label[path.stem]),
+                        **{column: published.get(path.stem) for column in told},
                     },
                 )
 

@@ -614,6 +614,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def prompts_for(self, model: object, generator: torch.Generator):
+        """What a model is asked: the texts, or what it draws from the masks itself if it has `draw` (SAM)."""
+        return model.draw(self.mask, generator) if hasattr(model, "draw") else self.prompts
+
 
 class Feed:
     """An image cache with its embedded prompts, from which batches are cut by index."""

@@ -17,6 +17,8 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
+from lib.losses.contrastive import retrieved
+
 EMPTY_RULE = (
     "Where truth and prediction are both empty, DSC, IoU, NSD and precision are 1 and HD95 is 0; where only one is "
     "empty, DSC, IoU, NSD and precision are 0 and HD95 is the diagonal of the image. FNR is undefined (NaN) for a "
@@ -351,6 +353,67 @@ def uncertainty_scores(probability: np.ndarray, mask: np.ndarray, threshold: flo
     return {"ace": adaptive_calibration_error(probability, mask), **pd.DataFrame(rows).to_dict("list")}
 
 
+def saliency_scores(probability: np.ndarray, mask: np.ndarray) -> dict[str, list[float]]:
+    """Ask whether a map lies on the target, at whatever threshold; probability and mask [N, *S].
+
+    auroc: how likely a pixel of the target is above one beside it, ties half (NaN for an empty or full mask);
+    pointing: share of the highest pixels that lie on the target, the pointing game with ties shared.
+    """
+    scores = {"auroc": [], "pointing": []}
+    for image, truth in zip(probability, mask, strict=True):
+        truth = truth.astype(bool).ravel()
+        scores["auroc"].append(DoubtCurve.of(truth, image.astype(np.float64).ravel()).auroc())
+        scores["pointing"].append(float(truth[image.ravel() == image.max()].mean()))
+    return scores
+
+
+def slab_surface_dice(mask: np.ndarray, prediction: np.ndarray, tolerance: float = 2.0) -> float:
+    """MedCLIP-SAMv2's NSD: the surface Dice of 2-D masks taken for volumes of one slice, in pixels.
+
+    Every pixel of a single slice is surface, so this is an overlap with a halo and lies far above the surface Dice of
+    the outlines. Empty masks follow `EMPTY_RULE`. Source: HealthX-Lab/MedCLIP-SAMv2 @07047e3, evaluation/eval.py.
+    """
+    if not mask.any() or not prediction.any():
+        return float(mask.any() == prediction.any())
+    return surface_dice(*surface_distances(mask[..., None], prediction[..., None], (1, 1, 1)), tolerance)
+
+
+def retrieval(model: nn.Module, feed, pairs: int, *, shuffles: int = 5, seed: int = 0) -> pd.DataFrame:
+    """Score a pair of towers (`model.clip` or the model itself): does each image find its sentence, and the reverse?
+
+    Cases are shuffled `shuffles` times into groups of `pairs`; what is left over joins no group. A row per case with
+    the share of its groups in which its partner was the nearest (top1) or among the two nearest (top2), image to text
+    (i2t) and text to image (t2i); cases that were always left over have NaN. Raises ValueError for too few cases.
+    """
+    clip = getattr(model, "clip", model).eval()
+    if len(feed) < pairs or pairs < 2:
+        raise ValueError(f"Retrieval among {pairs} pairs needs 2 or more, and has {len(feed)} cases: ask for fewer.")
+    device = next(clip.parameters()).device
+    with torch.inference_mode():
+        image, text = [], []
+        for index in torch.arange(len(feed)).split(64):
+            inputs = feed.batch(index)
+            image.append(clip.encode_image(inputs.image.to(device)))
+            text.append(clip.encode_text(inputs.prompts.to(device))[0])
+        image, text = nn.functional.normalize(torch.cat(image), dim=-1), torch.cat(text)
+        hits, times = torch.zeros(len(feed), 4, device=device), torch.zeros(len(feed), 1, device=device)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(shuffles):
+            order = torch.randperm(len(feed), generator=generator).to(device)
+            for group in order[: len(feed) // pairs * pairs].view(-1, pairs):
+                similarity = image[group] @ nn.functional.normalize(text[group], dim=-1).T
+                found = [retrieved(similarity, text[group], top) for top in (1, 2)]
+                hits[group] += torch.cat(found).T.float()
+                times[group] += 1
+    cases = feed.cache.cases
+    names = ["top1_i2t", "top1_t2i", "top2_i2t", "top2_t2i"]
+    return pd.DataFrame(
+        {name: [getattr(case, name) for case in cases] for name in ("dataset", "case_id", "patient_id")}
+        | {"threshold": 0.5}  # where every table has a column
+        | dict(zip(names, (hits / times).T.cpu().numpy(), strict=True))
+    )
+
+
 def fit_temperature(model: nn.Module, feed, *, batch: int = 16, device: str | torch.device | None = None) -> float:
     """Find the T > 0 for which sigmoid(logits / T) has the least cross-entropy over every pixel of a feed.
 
@@ -359,7 +422,7 @@ def fit_temperature(model: nn.Module, feed, *, batch: int = 16, device: str | to
     from scipy.optimize import minimize_scalar
 
     logits, masks = [], []
-    for inputs, logit, _ in _predictions(model, feed, batch, device):
+    for inputs, logit, _ in predictions(model, feed, batch, device):
         logits.append(logit.cpu())
         masks.append(inputs.mask.cpu())
     logits, masks = torch.cat(logits), torch.cat(masks)
@@ -381,6 +444,8 @@ def evaluate(
     thresholds: Sequence[float] = (0.5,),
     tolerance: float = 2.0,
     uncertainty: bool = False,
+    saliency: bool = False,
+    slab: bool = False,
     temperature: float = 1.0,
     batch: int = 16,
     device: str | torch.device | None = None,
@@ -390,12 +455,12 @@ def evaluate(
     Empty masks follow `EMPTY_RULE`. `nsd` is `NSD_VARIANT` at `tolerance`, `hd95` is in mm; both are computed
     at the first threshold and NaN at the others. Areas are in pixels. `ece` and `brier` cover the whole image,
     `ece_band` the `boundary_band` of the truth at width `tolerance`, or one pixel where pixels are larger (NaN
-    without a boundary). `macro_dice`,
-    `macro_iou` and `xbusnet_fpr` are `xbusnet_scores`; `uncertainty` adds `uncertainty_scores` at the first
-    threshold. Logits are divided by `temperature`. `seconds` is the model's wall time per case of a batch.
+    without a boundary). `macro_dice`, `macro_iou` and `xbusnet_fpr` are `xbusnet_scores`; `uncertainty` adds
+    `uncertainty_scores` at the first threshold, `saliency` adds `saliency_scores`, `slab` adds `slab_surface_dice`.
+    Logits are divided by `temperature`. `seconds` is the model's wall time per case of a batch.
     """
     tables = []
-    for inputs, logits, seconds in _predictions(model, feed, batch, device):
+    for inputs, logits, seconds in predictions(model, feed, batch, device):
         probability = (logits / temperature).sigmoid()[:, 0].cpu().numpy()
         mask = inputs.mask[:, 0].cpu().numpy() > 0.5
         cases = [feed.cache.cases[i] for i in inputs.index.tolist()]
@@ -404,13 +469,19 @@ def evaluate(
         if uncertainty:  # each threshold has a row per case, in the same order
             scores = pd.DataFrame(uncertainty_scores(probability, mask, thresholds[0]))[UNCERTAINTY_COLUMNS]
             table = pd.concat([table, scores], axis=1)
+        if saliency:
+            table = table.assign(**saliency_scores(probability, mask))
+        if slab:
+            table["nsd_slab"] = [
+                slab_surface_dice(t, p > thresholds[0]) for t, p in zip(mask, probability, strict=True)
+            ]
         tables.append(table.assign(seconds=seconds / len(cases)))
     return pd.concat(tables, ignore_index=True)
 
 
 @torch.inference_mode()
-def _predictions(
-    model: nn.Module, feed, batch: int, device: str | torch.device | None
+def predictions(
+    model: nn.Module, feed, batch: int = 16, device: str | torch.device | None = None
 ) -> Iterator[tuple[object, Tensor, float]]:
     """Yield (inputs, float32 logits, the model's wall seconds) batch by batch, with the model in evaluation mode."""
     if device is None:
@@ -420,8 +491,9 @@ def _predictions(
     try:
         for index in torch.arange(len(feed)).split(batch):
             inputs = feed.batch(index)
+            prompts = inputs.prompts_for(model, torch.Generator().manual_seed(int(index[0]))).to(device)
             began = time.perf_counter()
-            logits = model(inputs.image.to(device), inputs.prompts.to(device)).logits.float()
+            logits = model(inputs.image.to(device), prompts).logits.float()
             if torch.device(device).type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - began

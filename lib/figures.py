@@ -115,17 +115,17 @@ def sweep(table: pd.DataFrame, x: str, xlabel: str, ylabel: str, group: str = "l
     return figure
 
 
-def learning_curves(logs: Mapping[str, Sequence[pd.DataFrame]]) -> Figure:
-    """Plot training loss and validation Dice by step; one colour per arm, one thin line per seed."""
+def learning_curves(logs: Mapping[str, Sequence[pd.DataFrame]], score: str = "Dice") -> Figure:
+    """Plot training loss and validation score by step; one colour per arm, one thin line per seed."""
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 2.7))
     for k, (arm, runs) in enumerate(logs.items()):
         for s, log in enumerate(runs):
             line = {"color": COLOURS[k % len(COLOURS)], "lw": 1.1, "alpha": 0.85}
             label = arm if s == 0 else None
             axes[0].plot(log["step"], log["loss"], **line)
-            axes[1].plot(log["step"], log["valid_dice"], label=label, **line)
+            axes[1].plot(log["step"], log["valid_score"], label=label, **line)
     axes[0].set(xlabel="step", ylabel="training loss")
-    axes[1].set(xlabel="step", ylabel="validation Dice")
+    axes[1].set(xlabel="step", ylabel=f"validation {score}")
     axes[1].legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     return figure

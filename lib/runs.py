@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -34,11 +35,11 @@ from torch import nn
 
 from lib import losses, models
 from lib.data import SPLITS, Case, Dataset, Feed, ImageCache, guard_leakage, load_dataset
-from lib.evaluation import evaluate, fit_temperature
+from lib.evaluation import evaluate, fit_temperature, predictions, retrieval
 from lib.files import atomic_write, sha256_file
 from lib.keys import HOME, sources_hash, step_source
 from lib.text import CaptionBank, PromptPolicy, texts_for
-from lib.training import Budget, fit
+from lib.training import Budget, Fit, fit
 from lib.wording import REWRITES
 
 VERSIONS = ("torch", "torchvision", "monai", "timm", "open_clip_torch", "transformers", "lightning", "numpy", "scipy")
@@ -58,6 +59,9 @@ class Test:
     transposed: bool = False
     uncertainty: bool = False  # also lib.evaluation.uncertainty_scores
     tempered: bool = False  # logits divided by the temperature that fits the validation cases best
+    saliency: bool = False  # also lib.evaluation.saliency_scores
+    slab: bool = False  # also lib.evaluation.slab_surface_dice
+    retrieval: int | None = None  # instead: find partners among this many pairs, lib.evaluation.retrieval
     seed: int = 0  # of what is random in the model, such as dropout switched on
     switches: tuple[tuple[str, object], ...] = ()  # attributes of the model, set during this test only
     thresholds: tuple[float, ...] = (0.5,)
@@ -90,6 +94,19 @@ class Experiment:
     select: str = "val"  # the split that chooses the checkpoint; "train" and "test" are for measuring what that does
     select_limit: int | None = None  # its cases per dataset, chosen as in Test
     transposed: bool = False  # train on images with rows and columns exchanged
+    parts: tuple[tuple[str, "Experiment"], ...] = ()  # models trained before, which this one is built on
+    pseudo: "Teacher | None" = None  # whose masks take the place of the true ones, in training and validation
+    worded: bool = False  # train on cases that have text in one of the policy's columns only
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained model and how it is asked for the masks that another one learns from."""
+
+    experiment: Experiment
+    prompts: PromptPolicy
+    switches: tuple[tuple[str, object], ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,8 +154,13 @@ def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
     if any(policy.perturbation in REWRITES for policy in policies):
         modules += ["lib.wording"]
     lock = HOME / "requirements.lock"
+    nested = {f"part {name}": part for name, part in experiment.parts}
+    if experiment.pseudo:
+        nested["teacher"] = experiment.pseudo.experiment
+        steps += [_taught]
     facts = {
-        "experiment": {name: value for name, value in asdict(experiment).items() if name not in left_out},
+        "experiment": {name: value for name, value in _settings(experiment).items() if name not in left_out},
+        "nested": {name: fit_key(other, data, root) for name, other in nested.items()},
         "datasets": {name: dataset(data, name).card.fingerprint for name in sorted(names)},
         "sources": [*code, sources_hash(tuple(modules)), *map(step_source, steps)],
         "backbones": {name: models.BACKBONES[name] for name in models.offered()},
@@ -147,6 +169,15 @@ def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
         "device": _device_class(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(experiment: Experiment) -> dict:
+    """The fields of an experiment; those that it builds on are named by their arms, as their keys are kept apart."""
+    settings = asdict(replace(experiment, parts=(), pseudo=None))
+    settings["parts"] = {name: part.arm for name, part in experiment.parts}
+    if taught := experiment.pseudo:
+        settings["pseudo"] = {**asdict(replace(taught, experiment=None)), "experiment": taught.experiment.arm}
+    return settings
 
 
 def _device() -> str:
@@ -227,6 +258,8 @@ def _training_cases(experiment: Experiment, data: Path, split: str) -> _Selectio
     part = (
         {"limit": experiment.limit, "only": experiment.only} if split == "train" else {"limit": experiment.select_limit}
     )
+    if experiment.worded:
+        part["worded"] = (tuple(column for _, column in experiment.prompts.columns),)
     return _Selection(_folders(data, experiment.train), split, **part)
 
 
@@ -271,7 +304,7 @@ def _feed(
 
 def _fitting_feeds(experiment: Experiment, data: Path, root: Path) -> dict[str, Feed]:
     """What a model is trained on, and what its checkpoint is chosen by."""
-    return {
+    feeds = {
         use: _feed(
             experiment,
             _training_cases(experiment, data, split),
@@ -282,6 +315,23 @@ def _fitting_feeds(experiment: Experiment, data: Path, root: Path) -> dict[str, 
         )
         for use, split, augment in (("train", "train", experiment.augment), ("select", experiment.select, "none"))
     }
+    return {use: _taught(feed, experiment, data, root) for use, feed in feeds.items()} if experiment.pseudo else feeds
+
+
+def _taught(feed: Feed, experiment: Experiment, data: Path, root: Path) -> Feed:
+    """The feed with the masks that the teacher sees in its images; where it sees nothing, the mask is empty."""
+    teacher = experiment.pseudo
+    weights = train(teacher.experiment, data=data, root=root)
+    model, _ = models.load(weights, json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
+    for name, value in teacher.switches:
+        setattr(model, name, value)
+    captions = _captions(teacher.experiment.encoder, root / "captions")
+    texts = captions.prompts(texts_for(feed.cache.cases, teacher.prompts), teacher.experiment.tokens)
+    torch.manual_seed(teacher.seed)
+    masks = [logits > 0 for _, logits, _ in predictions(model, Feed(feed.cache, texts), device=_device())]
+    taught = copy(feed)
+    taught.cache = replace(feed.cache, masks=torch.cat(masks).to(feed.cache.masks))
+    return taught
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -316,24 +366,32 @@ def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Pat
     name = fit_key(experiment, data, root)
     path = root / "weights" / f"{name}.safetensors"
     checkpoint = root / "checkpoints" / f"{name}.pt"
+    built_on = {part: train(other, data=data, root=root) for part, other in experiment.parts}
     with _alone(), _lock(root, name):
         if not (path.is_file() and path.with_suffix(".json").is_file()):
             feeds = _fitting_feeds(experiment, data, root)
             torch.manual_seed(experiment.seed)
             model = models.build(experiment.model, **dict(experiment.config))
+            for part, made in built_on.items():
+                model.adopt_part(part, models.load(made)[0])
             if hasattr(model, "calibrate_text"):
                 model.calibrate_text(feeds["train"].prompts.to("cpu"))
-            trained = fit(
-                model,
-                losses.loss(experiment.loss),
-                feeds["train"],
-                feeds["select"],
-                experiment.budget,
-                seed=experiment.seed,
-                prompt_dropout=experiment.prompt_dropout,
-                checkpoint=checkpoint,
-                device=_device(),
-            )
+            learner = getattr(model, "learner", model)
+            trained = Fit.none()  # what consists of trained parts only has nothing to learn
+            if learner is not None:
+                trained = fit(
+                    learner,
+                    losses.loss(experiment.loss),
+                    feeds["train"],
+                    feeds["select"],
+                    experiment.budget,
+                    seed=experiment.seed,
+                    prompt_dropout=experiment.prompt_dropout,
+                    checkpoint=checkpoint,
+                    device=_device(),
+                )
+            if trained.snapshots:
+                model.adopt_snapshots(trained.snapshots)
             notes = {
                 "fit_key": name,
                 "encoder": experiment.encoder,
@@ -406,7 +464,7 @@ def run(
             "seconds": facts["seconds"] + evaluate_seconds,
             **_surroundings(experiment, data),
         }
-        settings = asdict(experiment)
+        settings = _settings(experiment)
         record = {"key": name, "arm": settings.pop("arm"), "experiment": settings, "meta": meta}
         folder = root / "records" / name
         _write(folder, record, pd.concat(tables, ignore_index=True), log)
@@ -419,13 +477,19 @@ def _judge(model: nn.Module, feed: Feed, test: Test, temperature: float = 1.0) -
         for name, value in test.switches:
             setattr(model, name, value)
         torch.manual_seed(test.seed)
-        table = evaluate(
-            model,
-            feed,
-            thresholds=test.thresholds,
-            uncertainty=test.uncertainty,
-            temperature=temperature,
-            device=_device(),
+        table = (
+            retrieval(model, feed, test.retrieval, seed=test.seed)
+            if test.retrieval
+            else evaluate(
+                model,
+                feed,
+                thresholds=test.thresholds,
+                uncertainty=test.uncertainty,
+                saliency=test.saliency,
+                slab=test.slab,
+                temperature=temperature,
+                device=_device(),
+            )
         )
     finally:
         for name, value in before.items():
@@ -468,7 +532,7 @@ def load_record(folder: Path) -> Record:
         # Exactly the numbers that were written, and no patient called "NA" taken for a missing one.
         exact = {"float_precision": "round_trip", "keep_default_na": False, "na_values": [""]}
         cases = pd.read_csv(folder / "cases.csv", dtype=words, **exact)
-        log = pd.read_csv(folder / "log.csv", **exact)
+        log = pd.read_csv(folder / "log.csv", **exact).rename(columns={"valid_dice": "valid_score"})  # its old name
         weights = folder.parent.parent / "weights" / f"{stored['meta']['fit_key']}.safetensors"
         return Record(cases=cases, log=log, folder=folder, weights=weights if weights.is_file() else None, **stored)
     except (OSError, ValueError, KeyError, TypeError) as error:

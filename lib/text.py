@@ -384,6 +384,7 @@ class FrozenEncoder:
         return Encoded(pooled, torch.zeros(0, 0, self.dim) if tokens is None else tokens, mask)
 
 
+SENTENCES = " | "  # between the sentences of a prompt that is their mean
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 WEIGHT_FILES = (
     "model.safetensors",
@@ -695,6 +696,12 @@ def revision(name: str) -> str:
     return KNOWN_REVISIONS.get(name) or sha256_file(_weights(_folder(name)))[:12]
 
 
+def pretrained_state(name: str) -> dict[str, Tensor]:
+    """Read all tensors in an encoder's folder: the image tower stands in the same file as the text tower."""
+    _check_name(name)
+    return _state(_weights(_folder(name)))
+
+
 def encoder(name: str) -> TextEncoder:
     """Load a frozen text encoder by name; unknown names and missing files raise one sentence."""
     _check_name(name)
@@ -838,22 +845,28 @@ class CaptionBank:
     def prompts(self, texts: dict[str, list[str | None]], tokens: bool = False) -> Prompts:
         """Look up a batch of texts per role (None = absent) and embed those not seen before.
 
-        Tokens come padded to the longest of their role and in float32.
+        Several sentences joined by SENTENCES stand for the mean of their embeddings, without tokens. Tokens come
+        padded to the longest of their role and in float32.
         """
         if len({len(column) for column in texts.values()}) > 1:
             raise ValueError(
                 f"Roles have different numbers of texts ({ {r: len(c) for r, c in texts.items()} }): "
                 "give each role one text or None per case."
             )
-        self.embed((t for column in texts.values() for t in column if t is not None), tokens)
+        given = {text: text.split(SENTENCES) for column in texts.values() for text in column if text is not None}
+        if tokens and (several := next((text for text, parts in given.items() if len(parts) > 1), None)):
+            raise ValueError(
+                f"The prompt '{several[:40]}…' is the mean of sentences, which has no tokens: use another."
+            )
+        self.embed((sentence for parts in given.values() for sentence in parts), tokens)
+        means = {text: self._pooled[[self._rows[part] for part in parts]].mean(0) for text, parts in given.items()}
         pooled, present, states, masks = {}, {}, {}, {}
         for role, column in texts.items():
             role_of(role)
             here = torch.tensor([text is not None for text in column], dtype=torch.bool)
-            rows = torch.tensor([self._rows[text] for text in column if text is not None], dtype=torch.long)
             pooled[role] = torch.zeros(len(column), self.dim)
-            if len(rows):  # an empty bank has no width yet
-                pooled[role][here] = self._pooled[rows]
+            if here.any():  # an empty bank has no width yet
+                pooled[role][here] = torch.stack([means[text] for text in column if text is not None])
             present[role] = here
             if tokens:
                 states[role], masks[role] = self._padded(column)

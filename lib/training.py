@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -23,10 +24,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.data import Feed
+from lib.data import Batch, Feed
 from lib.files import atomic_write
+from lib.models import Prediction
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+SCHEDULES = ("cosine", "poly", "cyclic", "cyclic_full")
+OPTIMIZERS = ("adamw", "sgd")
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,48 @@ class Budget:
     validate_every: int = 50
     patience: int | None = None  # validations without improvement before stopping
     precision: str = "32-true"
+    optimizer: str = "adamw"  # or "sgd" with Nesterov momentum .99, as nnU-Net does
+    schedule: str = "cosine"  # of the learning rate after the warm-up, see learning_rate
+    cycles: int = 1  # of a cyclic schedule
+    gamma: float = 0.8  # share of a cycle after which its learning rate stays
+    snapshots: int = 0  # validated weights kept of each cycle, the last ones
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "validate_every", "lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Budget.{name} is {getattr(self, name)!r}: give a number above 0.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"Budget.precision is {self.precision!r}: use one of {', '.join(PRECISIONS)}.")
+        for name, known in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Budget.{name} is {getattr(self, name)!r}: use one of {', '.join(known)}.")
+        if self.cycles < 1 or self.steps % self.cycles or (self.cycles > 1 and not self.schedule.startswith("cyclic")):
+            raise ValueError(
+                f"Budget.cycles is {self.cycles} for {self.steps} steps of the schedule '{self.schedule}': "
+                "give a number that divides the steps, and 1 unless the schedule is cyclic."
+            )
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"Budget.gamma is {self.gamma!r}: give a share above 0 and up to 1.")
+        if not 0 <= self.snapshots * self.validate_every <= self.steps // self.cycles:
+            raise ValueError(
+                f"Budget.snapshots is {self.snapshots}, but a cycle of {self.steps // self.cycles} steps is validated "
+                f"every {self.validate_every}: ask for fewer or validate more often."
+            )
 
 
 @dataclass
 class Fit:
     """What a training leaves beside the weights."""
 
-    log: pd.DataFrame  # one row per validation: step, lr, loss (mean since the last row), valid_dice
+    log: pd.DataFrame  # one row per validation: step, lr, loss (mean since the last row), valid_score
     best_step: int
     seconds: float  # summed over resumes
     peak_memory_mb: float
     resumed_at: int
+    snapshots: list[dict[str, Tensor]]  # Budget.snapshots states of each cycle, in order, without frozen parameters
+
+    @classmethod
+    def none(cls) -> "Fit":
+        """Of a model without anything to train."""
+        return cls(pd.DataFrame(columns=["step", "lr", "loss", "valid_score"]), 0, 0.0, 0.0, 0, [])
 
 
 def stream(seed: int, use: str, number: int) -> int:
@@ -79,11 +107,43 @@ def order(seed: int, cases: int, batch: int, step: int) -> Tensor:
 
 
 def learning_rate(budget: Budget, step: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(budget.warmup * budget.steps))
+    """Linear warm-up, then the schedule: "cosine" and "poly" (nnU-Net) fall to zero, the others in each cycle anew.
+
+    "cyclic" is MedCLIP-SAMv2's as released, where a cycle ends hardly below its start; in "cyclic_full" a cycle decays
+    over its own length, as snapshots of different optima would need.
+    """
+    steps, lr = budget.steps, budget.lr
+    warm = max(1, round(budget.warmup * steps))
     if step < warm:
-        return budget.lr * (step + 1) / warm
-    return budget.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, budget.steps - warm)))
+        return lr * (step + 1) / warm
+    if budget.schedule == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    # The other schedules have no warm-up where they come from, and count from the first step.
+    if budget.schedule == "poly":
+        return poly_rate(lr, step, steps)
+    if budget.schedule == "cyclic":
+        return cyclic_rate(lr, step, steps, budget.cycles, budget.gamma, inside=lr)
+    length = steps // budget.cycles
+    return poly_rate(lr, min(step % length, int(budget.gamma * length)), length)
+
+
+def poly_rate(initial: float, epoch: int, epochs: int) -> float:
+    """Learning rate of nnU-Net, initial (1 - epoch / epochs)^0.9 (MIC-DKFZ/nnUNet, training/lr_scheduler)."""
+    return initial * (1 - epoch / epochs) ** 0.9
+
+
+def cyclic_rate(initial: float, epoch: int, epochs: int, cycles: int, gamma: float, inside: float = 0.01) -> float:
+    """Learning rate of the MedCLIP-SAMv2 nnU-Net as released (weak_segmentation, lr_scheduler/polylr.py).
+
+    It falls until the share gamma of a cycle and then stays, but on the scale of all epochs, hence only a little.
+    """
+    if cycles == 1:
+        return poly_rate(initial, epoch, epochs)
+    length = epochs // cycles
+    within = epoch % length
+    # Past the first epoch of a cycle the released code puts the constant .01 in the place of its initial rate. The two
+    # are equal in the paper; learning_rate gives the rate that was asked for as both, so that any rate has the shape.
+    return initial if within == 0 else poly_rate(inside, min(within, int(gamma * length)), epochs)
 
 
 def foreground_dice(logits: Tensor, mask: Tensor) -> Tensor:
@@ -109,12 +169,18 @@ def fit(
     """Train until the budget or the patience ends, and leave the model with its best validation weights.
 
     loss takes (logits, mask); on_step is called with (steps done, loss). A checkpoint is written at every
-    validation and continued from when it exists; removing it is the caller's decision.
-    Raises FloatingPointError when the loss or its gradient stop being finite.
+    validation and continued from when it exists; removing it is the caller's decision. A model that has
+    `score(prediction, batch) -> [B]` is validated by it, and one that has `draw(mask, generator)` gets the prompts
+    that it draws in place of those of the feed.
+    Raises FloatingPointError when the loss or its gradient stop being finite, ValueError for dropout of drawn prompts.
     """
     # Imported here because it costs seconds, which a reader of cached runs need not pay.
     from lightning.fabric import Fabric
 
+    draw = getattr(model, "draw", None)
+    if draw and prompt_dropout > 0:
+        raise ValueError("This model draws its prompts itself, so there are none to drop: set prompt_dropout to 0.")
+    score = getattr(model, "score", None) or (lambda prediction, batch: foreground_dice(prediction.logits, batch.mask))
     started = time.perf_counter()
     place = torch.device(device) if device else None
     fabric = Fabric(
@@ -126,9 +192,11 @@ def fit(
     # Fabric wraps only the optimiser: its wrapper for models refuses frozen dataclasses, and Prompts is one.
     # Fused: one kernel for all parameters takes a sixth off a small model's step; it cannot clip scaled gradients.
     fused = budget.precision != "16-mixed"
-    adam = torch.optim.AdamW(_groups(model, budget.weight_decay), lr=budget.lr, fused=fused)
-    optimizer = fabric.setup_optimizers(adam)
+    kinds = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.99, nesterov=True)}
+    bare = kinds[budget.optimizer](_groups(model, budget.weight_decay), lr=budget.lr, fused=fused)
+    optimizer = fabric.setup_optimizers(bare)
     state = {"step": 0, "log": [], "best": {}, "seconds": 0.0, "peak": 0.0}
+    state["snapshots"] = [[] for _ in range(budget.cycles)]
     state["average"] = _copy(_live(model)) if budget.ema else {}
     if checkpoint:
         state["identity"] = _identity(model, loss, train, valid, budget, seed, prompt_dropout)
@@ -139,15 +207,26 @@ def fit(
             fabric.strategy.precision.load_state_dict(state.pop("precision"))
     resumed_at, seconds_before, log = state["step"], state["seconds"], state["log"]
 
-    def predict(batch) -> Tensor:
+    def seeded(use: str, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(stream(seed, use, number))
+
+    def placed(batch: Batch, generator: torch.Generator) -> Batch:
+        """On the device, with the prompts that a model draws for itself."""
+        prompts = batch.prompts_for(model, generator)
+        moved = (part.to(fabric.device) for part in (batch.image, batch.mask, prompts))
+        return Batch(*moved, batch.index)
+
+    def predict(batch: Batch) -> Prediction:
         with fabric.autocast():
-            return model(batch.image.to(fabric.device), batch.prompts.to(fabric.device)).logits.float()
+            prediction = model(batch.image, batch.prompts)
+        return prediction._replace(logits=prediction.logits.float())
 
     @torch.no_grad()
     def validate() -> float:
         model.eval()
+        generator = seeded("prompts", -1)  # the same prompts at every validation
         batches = (valid.batch(index) for index in torch.arange(len(valid)).split(4 * budget.batch))
-        return torch.cat([foreground_dice(predict(b), b.mask.to(fabric.device)) for b in batches]).mean().item()
+        return torch.cat([score(predict(b), b) for b in (placed(b, generator) for b in batches)]).mean().item()
 
     used_memory = _used_memory(fabric.device)
     health: list[Tensor] = []  # (loss, gradient norm) of each step since the last validation
@@ -159,12 +238,12 @@ def fit(
             model.train()
             batch = train.batch(order(seed, len(train), budget.batch, step), stream(seed, "augment", step))
             if prompt_dropout > 0:
-                generator = torch.Generator().manual_seed(stream(seed, "prompt dropout", step))
-                batch = replace(batch, prompts=batch.prompts.drop(prompt_dropout, generator))
+                batch = replace(batch, prompts=batch.prompts.drop(prompt_dropout, seeded("prompt dropout", step)))
+            batch = placed(batch, seeded("prompts", step))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(budget, step)
             torch.manual_seed(stream(seed, "forward", step))
-            value = loss(predict(batch), batch.mask.to(fabric.device))
+            value = loss(predict(batch).logits, batch.mask)
             state["peak"] = max(state["peak"], used_memory())
             optimizer.zero_grad()
             fabric.backward(value)
@@ -185,13 +264,16 @@ def fit(
             health.clear()
             current = _copy(_live(model)) if budget.ema else {}
             model.load_state_dict(state["average"], strict=False)
-            dice = validate()
-            if not log or dice > _best(log)["valid_dice"]:
+            found = validate()
+            if not log or found > _best(log)["valid_score"]:
                 state["best"] = _copy(_live(model))
+            if budget.snapshots:
+                cycle = state["snapshots"][(step - 1) * budget.cycles // budget.steps]
+                cycle[:] = [*cycle, _copy(_live(model))][-budget.snapshots :]
             model.load_state_dict(current, strict=False)
             lr = learning_rate(budget, step - 1)
-            log.append({"step": step, "lr": lr, "loss": mean_loss, "valid_dice": dice})
-            bar.set_postfix(loss=f"{mean_loss:.3f}", dice=f"{dice:.3f}")
+            log.append({"step": step, "lr": lr, "loss": mean_loss, "valid_score": found})
+            bar.set_postfix(loss=f"{mean_loss:.3f}", score=f"{found:.3f}")
             state["seconds"] = seconds_before + time.perf_counter() - started
             if checkpoint:
                 moving = {
@@ -203,7 +285,8 @@ def fit(
                 atomic_write(checkpoint, buffer.getvalue())
     model.load_state_dict(state["best"], strict=False)
     model.eval()
-    return Fit(pd.DataFrame(log), _best(log)["step"], state["seconds"], state["peak"], resumed_at)
+    snapshots = [kept for cycle in state["snapshots"] for kept in cycle]
+    return Fit(pd.DataFrame(log), _best(log)["step"], state["seconds"], state["peak"], resumed_at, snapshots)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -234,7 +317,7 @@ def _blend(average: dict[str, Tensor], state: dict[str, Tensor], decay: float) -
 
 
 def _best(log: list[dict]) -> dict:
-    return max(log, key=lambda row: row["valid_dice"])  # max keeps the earliest of equals
+    return max(log, key=lambda row: row["valid_score"])  # max keeps the earliest of equals
 
 
 def _exhausted(log: list[dict], patience: int | None) -> bool:

@@ -43,7 +43,7 @@ def test_sweep_sorts_by_x():
 
 
 def test_learning_curves_one_line_per_seed_one_label_per_arm():
-    log = pd.DataFrame({"step": [1, 2], "loss": [1.0, 0.5], "valid_dice": [0.1, 0.2]})
+    log = pd.DataFrame({"step": [1, 2], "loss": [1.0, 0.5], "valid_score": [0.1, 0.2]})
     figure = figures.learning_curves({"a": [log, log], "b": [log]})
     assert len(figure.axes[0].lines) == 3
     assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["a", "b"]

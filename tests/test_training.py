@@ -9,7 +9,7 @@ from torch import nn
 from lib.data import Feed, ImageCache, load_dataset
 from lib.losses import loss
 from lib.text import Prompts
-from lib.training import Budget, fit, foreground_dice, learning_rate, order
+from lib.training import Budget, cyclic_rate, fit, foreground_dice, learning_rate, order
 
 BUDGET = Budget(steps=24, batch=4, lr=0.02, validate_every=6)
 
@@ -66,6 +66,31 @@ def test_the_learning_rate_rises_to_its_value_and_falls_to_nearly_zero():
     assert rates[55] == pytest.approx(0.25)
 
 
+def rates(schedule, **given):
+    budget = Budget(steps=60, lr=0.5, warmup=0, schedule=schedule, **given)
+    return [learning_rate(budget, step) for step in range(60)]
+
+
+def test_the_polynomial_falls_as_in_nnunet_after_a_warm_up():
+    assert rates("poly")[:2] == [0.5, pytest.approx(0.5 * (59 / 60) ** 0.9)] and rates("poly")[-1] < 0.02
+    warm = Budget(steps=60, lr=0.5, warmup=0.1, schedule="poly")
+    assert learning_rate(warm, 2) == 0.25 and learning_rate(warm, 30) == rates("poly")[30]
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("cyclic", (1 - 16 / 60) ** 0.9), ("cyclic_full", 0.2**0.9)])
+def test_a_cyclic_rate_falls_stays_and_starts_anew(schedule, end):
+    found = rates(schedule, cycles=3)
+    assert found[:20] == found[20:40] == found[40:] and found[0] == 0.5
+    assert found[:17] == sorted(found[:17], reverse=True) and found[16:20] == [pytest.approx(0.5 * end)] * 4
+    assert rates(schedule) != found and rates(schedule, cycles=3, gamma=0.5)[16] > found[16]
+
+
+def test_the_released_cycle_keeps_its_constant_whatever_the_rate():
+    published, other = ([cyclic_rate(lr, epoch, 60, 3, 0.8) for epoch in range(60)] for lr in (0.01, 0.1))
+    assert published == pytest.approx([rate / 50 for rate in rates("cyclic", cycles=3)])
+    assert [epoch for epoch in range(60) if other[epoch] != published[epoch]] == [0, 20, 40]
+
+
 def test_dice_of_known_masks():
     mask = torch.zeros(3, 1, 2, 2)
     mask[:2, :, 0] = 1
@@ -78,15 +103,17 @@ def test_training_learns_and_leaves_the_best_weights(tiny_model, feeds):
     model = tiny_model()
     result = train(model, feeds, Budget(steps=80, batch=4, lr=0.03, validate_every=10))
     log = result.log
-    assert list(log.columns) == ["step", "lr", "loss", "valid_dice"] and log["step"].tolist() == list(range(10, 81, 10))
+    assert list(log.columns) == ["step", "lr", "loss", "valid_score"] and log["step"].tolist() == list(
+        range(10, 81, 10)
+    )
     assert log["loss"].iloc[-1] < 0.7 * log["loss"].iloc[0]
-    best = log.loc[log["valid_dice"].idxmax()]
-    assert best["valid_dice"] > 0.5 and result.best_step == best["step"]
+    best = log.loc[log["valid_score"].idxmax()]
+    assert best["valid_score"] > 0.5 and result.best_step == best["step"]
     batch = feeds[1].batch(torch.arange(len(feeds[1])))
     assert not model.training
     with torch.no_grad():
         dice = foreground_dice(model(batch.image, batch.prompts).logits, batch.mask).mean()
-    assert dice == pytest.approx(best["valid_dice"])
+    assert dice == pytest.approx(best["valid_score"])
     assert result.seconds > 0 and result.resumed_at == 0
 
 
@@ -94,7 +121,7 @@ def test_of_equally_good_weights_the_earliest_are_kept(tiny_model, feeds):
     model, early = tiny_model(), tiny_model()
     budget = Budget(steps=6, batch=4, lr=1e-9, validate_every=2)  # too small to change any prediction
     result = train(model, feeds, budget)
-    assert result.log["valid_dice"].nunique() == 1 and result.best_step == 2
+    assert result.log["valid_score"].nunique() == 1 and result.best_step == 2
     with pytest.raises(Interrupted):
         train(early, feeds, budget, on_step=stop_at(2))
     assert same(model, early)
@@ -128,6 +155,31 @@ def test_an_interrupted_training_ends_with_the_same_numbers(tiny_model, feeds, t
     again = train(finished, feeds, budget, prompt_dropout=0.3, checkpoint=checkpoint)
     assert again.resumed_at == 24 and same(straight, finished) and again.seconds == before["seconds"]
     assert [path.name for path in checkpoint.parent.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_last_weights_of_each_cycle_are_kept_over_an_interruption(tiny_model, feeds, tmp_path, optimizer):
+    settings = {"optimizer": optimizer, "schedule": "cyclic", "cycles": 2, "snapshots": 2}
+    budget = Budget(steps=24, batch=4, lr=0.01, validate_every=3, **settings)
+    straight = train(tiny_model(), feeds, budget)
+    with pytest.raises(Interrupted):
+        train(tiny_model(), feeds, budget, checkpoint=tmp_path / "run.pt", on_step=stop_at(11))
+    resumed = train(tiny_model(), feeds, budget, checkpoint=tmp_path / "run.pt")
+    assert resumed.resumed_at == 9 and len(straight.snapshots) == 4
+    for kept, again in zip(straight.snapshots, resumed.snapshots, strict=True):
+        assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
+    # They are the weights at steps 9, 12, 21 and 24: each gives the score that was logged there.
+    scores, model = straight.log.set_index("step")["valid_score"], tiny_model().eval()
+    batch = feeds[1].batch(torch.arange(len(feeds[1])))
+    for kept, step in zip(straight.snapshots, (9, 12, 21, 24), strict=True):
+        model.load_state_dict(kept)
+        with torch.no_grad():
+            dice = foreground_dice(model(batch.image, batch.prompts).logits, batch.mask).mean()
+        assert dice == pytest.approx(scores[step])
+
+
+def test_no_snapshots_are_kept_unless_asked_for(tiny_model, feeds):
+    assert train(tiny_model(), feeds).snapshots == []
 
 
 def test_seconds_add_up_over_resumes(tiny_model, feeds, tmp_path):
@@ -204,6 +256,62 @@ def test_weights_decay_and_biases_do_not(tiny_model, feeds):
     assert values["head.bias"] == values["stem.1.weight"] == [1.0]
 
 
+def test_momentum_is_that_of_nnunet(tiny_model, feeds):
+    model, calls = tiny_model(), []
+    model.score = lambda prediction, batch: torch.full((len(batch),), float(len(calls)))  # later is better
+    before = model.head.bias.item()
+
+    def slope_of_one(logits, mask):
+        calls.append(1)
+        return 0 * logits.mean() + model.head.bias.sum()
+
+    budget = Budget(steps=2, batch=4, lr=0.1, warmup=0, clip=100, optimizer="sgd", schedule="poly", validate_every=1)
+    fit(model, slope_of_one, *feeds, budget, seed=0, device="cpu")
+    first, second = 1, 1 + 0.99  # momentum; Nesterov looks one step ahead
+    moved = 0.1 * (1 + 0.99 * first) + 0.1 * 0.5**0.9 * (1 + 0.99 * second)
+    assert before - model.head.bias.item() == pytest.approx(moved)
+
+
+class Drawing(nn.Module):
+    """A model that is told where the foreground is, with noise, and scored by how bright its images are."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.drawn = model, []
+
+    def forward(self, image, prompts):
+        return self.model(image, prompts)
+
+    def draw(self, mask, generator):
+        vectors = mask.mean((1, 2, 3))[:, None] + torch.rand(len(mask), 8, generator=generator)
+        self.drawn.append((self.training, vectors))
+        return Prompts({"local": vectors}, {"local": torch.ones(len(mask), dtype=torch.bool)})
+
+    def score(self, prediction, batch):
+        assert prediction.logits.shape == batch.mask.shape
+        return batch.prompts.pooled["local"].mean(1)
+
+
+def test_a_model_may_draw_its_prompts_and_score_itself(tiny_model, feeds, tmp_path):
+    model, broken, resumed = (Drawing(tiny_model()) for _ in range(3))
+    result = train(model, feeds)
+    asked = [torch.cat([v for training, v in model.drawn if training is which]) for which in (True, False)]
+    assert len(asked[0].unique(dim=0)) == len(asked[0]) == 24 * 4  # new ones at each step
+    assert len(asked[1].unique(dim=0)) == len(feeds[1])  # the same ones at each validation
+    assert result.log["valid_score"].tolist() == pytest.approx([asked[1][: len(feeds[1])].mean().item()] * 4)
+    with pytest.raises(Interrupted):
+        train(broken, feeds, checkpoint=tmp_path / "run.pt", on_step=stop_at(15))
+    assert train(resumed, feeds, checkpoint=tmp_path / "run.pt").resumed_at == 12 and same(model, resumed)
+    assert torch.equal(model.drawn[-1][1], resumed.drawn[-1][1])
+
+
+def test_drawn_prompts_cannot_be_dropped(tiny_model, feeds):
+    with pytest.raises(
+        ValueError, match="draws its prompts itself, so there are none to drop: set prompt_dropout to 0"
+    ):
+        train(Drawing(tiny_model()), feeds, prompt_dropout=0.5)
+
+
 def test_patience_ends_a_training_that_stopped_improving(tiny_model, feeds):
     result = train(tiny_model(), feeds, Budget(steps=50, batch=4, lr=1e-9, validate_every=2, patience=3))
     assert result.log["step"].tolist() == [2, 4, 6, 8] and result.best_step == 2
@@ -237,3 +345,20 @@ def test_nothing_is_printed_where_nobody_watches(tiny_model, feeds, capfd):
 def test_an_impossible_budget_is_refused(field):
     with pytest.raises(ValueError, match=f"Budget.{next(iter(field))} is "):
         Budget(**field)
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence"),
+    [
+        ({"optimizer": "adam"}, "Budget.optimizer is 'adam': use one of adamw, sgd"),
+        ({"schedule": "step"}, "Budget.schedule is 'step': use one of cosine, poly, cyclic, cyclic_full"),
+        ({"cycles": 2}, "cycles is 2 for 60 steps of the schedule 'cosine': .* 1 unless the schedule is cyclic"),
+        ({"cycles": 7, "schedule": "cyclic"}, "cycles is 7 for 60 steps .*: give a number that divides the steps"),
+        ({"gamma": 0.0}, "Budget.gamma is 0.0: give a share above 0 and up to 1"),
+        ({"snapshots": 4, "cycles": 3, "schedule": "cyclic"}, "snapshots is 4, but a cycle of 20 steps is validated"),
+        ({"snapshots": -1}, "snapshots is -1"),
+    ],
+)
+def test_an_impossible_schedule_is_refused(field, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Budget(steps=60, validate_every=10, **field)

@@ -131,6 +131,7 @@ class Patient:
 
 
 APEX, ZONE = 0.10, 0.195  # of the lungs, where the frame is 1
+FRAMING = 0.5
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,12 @@ class Chest:
     zone: float
 
 
-def _chest(rng: np.random.Generator, size: int, patient: Patient) -> Chest:
+def _chest(rng: np.random.Generator, size: int, patient: Patient, framing: float) -> Chest:
     down, across = grid(size)
     # Nobody stands the same way before the plate: the text alone must not tell where the lungs are.
-    scale, centre, lean = rng.uniform(0.72, 1.08), 0.44 + rng.normal(0, 0.04), rng.normal(0, 0.06)
-    x = (across - 0.5 - rng.normal(0, 0.035) - lean * (down - 0.5)) / (scale * patient.width)
+    scale, centre = 0.9 + framing * rng.uniform(-0.18, 0.18), 0.44 + framing * rng.normal(0, 0.04)
+    lean, aside = framing * rng.normal(0, 0.06), framing * rng.normal(0, 0.035)
+    x = (across - 0.5 - aside - lean * (down - 0.5)) / (scale * patient.width)
     y = 0.40 + (down - centre) / scale + lean * (across - 0.5)
     bent = 0.004 * smooth_line(rng, size, 3)[:, None]
     shadow = _mediastinum(x, y, patient.heart, bent)
@@ -251,8 +253,15 @@ def _opacity(
     return (1 - rise(relative, 1.05, 0.5)) * cloud * lung, mask
 
 
-def _render(rng: np.random.Generator, size: int, patient: Patient, opacities: tuple[Opacity, ...], slender: bool):
-    chest = _chest(rng, size, patient)
+def _render(
+    rng: np.random.Generator,
+    size: int,
+    patient: Patient,
+    opacities: tuple[Opacity, ...],
+    slender: bool,
+    framing: float,
+):
+    chest = _chest(rng, size, patient, framing)
     density, brightness = rng.uniform(0.5, 0.8), rng.uniform(0.58, 0.70)  # of all opacities alike
     strength, masks = np.zeros((size, size), np.float32), []
     for opacity in opacities:
@@ -298,6 +307,7 @@ def chest_xray(
     *,
     ambiguous: float = 0.5,
     text_share: float = 0.8,
+    framing: float = FRAMING,
     patient: Patient | None = None,
 ) -> dict[str, Phantom]:
     """Draw one chest X-ray and read it once, or twice where only the report tells which opacities are meant.
@@ -305,17 +315,18 @@ def chest_xray(
     ambiguous: share, among the images with a report, in which two groups of opacities look alike and the report
     names one: the same zones of the other lung (65 %; the second reading is named _swapped) or another zone of the
     same lung (_other). text_share: share with a report, and independently with a global prompt. Images without a
-    report are never ambiguous: all opacities are meant. Returns suffix of the case id -> phantom; raises ValueError
-    for bad parameters.
+    report are never ambiguous: all opacities are meant. framing: how much size and place of the chest differ between
+    images, 0 to 1; the more, the less a report alone gives away, and the longer a network needs. Returns suffix of
+    the case id -> phantom; raises ValueError for bad parameters.
     """
-    _check(size=size, ambiguous=ambiguous, text_share=text_share)
+    _check(size=size, ambiguous=ambiguous, text_share=text_share, framing=framing)
     patient = patient or Patient.draw(rng)
     chance = rng.random(3)
     has_report, has_global = chance[:2] < text_share
     readings = _readings(rng, bool(has_report and chance[2] < ambiguous))
     drawn = sum(readings.values(), ())
     slender = "_other" in readings or any(len(_on(drawn, side)) > 1 for side in SIDES)
-    image, masks, lungs = _render(rng, size, patient, drawn, slender)
+    image, masks, lungs = _render(rng, size, patient, drawn, slender, framing)
     large = "enlarged" if patient.heart > 1.12 else "normal"
     phantoms = {}
     for suffix, meant in readings.items():
@@ -350,12 +361,18 @@ def _united(masks: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def readings_of(
-    index: int, seed: int = 0, size: int = 128, *, ambiguous: float = 0.5, text_share: float = 0.8
+    index: int,
+    seed: int = 0,
+    size: int = 128,
+    *,
+    ambiguous: float = 0.5,
+    text_share: float = 0.8,
+    framing: float = FRAMING,
 ) -> dict[str, Phantom]:
     """Draw image `index` of a dataset again: case id -> phantom, one or two."""
     patient = Patient.draw(np.random.default_rng([seed, 5, *patient_of(seed, index)]))
     rng = np.random.default_rng([seed, 6, index])
-    drawn = chest_xray(rng, size, ambiguous=ambiguous, text_share=text_share, patient=patient)
+    drawn = chest_xray(rng, size, ambiguous=ambiguous, text_share=text_share, framing=framing, patient=patient)
     return {f"cxr_{index:05d}{suffix}": phantom for suffix, phantom in drawn.items()}
 
 
@@ -367,8 +384,9 @@ def regenerate(case_id: str, seed: int = 0, size: int = 128, **options: float) -
     return readings[case_id]
 
 
-def _check(*, size: int, ambiguous: float, text_share: float, n: int = 10, seed: int = 0) -> None:
-    check(size=size, smallest=48, shares={"ambiguous": ambiguous, "text_share": text_share}, n=n, seed=seed)
+def _check(*, size: int, ambiguous: float, text_share: float, framing: float, n: int = 10, seed: int = 0) -> None:
+    shares = {"ambiguous": ambiguous, "text_share": text_share, "framing": framing}
+    check(size=size, smallest=48, shares=shares, n=n, seed=seed)
 
 
 def write_cxr(
@@ -379,18 +397,20 @@ def write_cxr(
     seed: int = 0,
     ambiguous: float = 0.5,
     text_share: float = 0.8,
+    framing: float = FRAMING,
     splits: tuple[float, ...] = (0.6, 0.15, 0.25),
     overwrite: bool = False,
 ) -> None:
     """Write a dataset folder of chest X-ray phantoms; raises ValueError for parameters out of range."""
-    _check(size=size, ambiguous=ambiguous, text_share=text_share, n=n, seed=seed)
+    _check(size=size, ambiguous=ambiguous, text_share=text_share, framing=framing, n=n, seed=seed)
     card = {
         "title": "Chest X-ray phantom",
         "modality": "chest radiography",
         "classes": {"infection": 1},
         "source": (
             f"python data_scripts/phantoms.py cxr --out data/{out.name} --n {n} --size {size} --seed {seed} "
-            f"--ambiguous {ambiguous:g} --text-share {text_share:g} --splits {','.join(f'{s:g}' for s in splits)}"
+            f"--ambiguous {ambiguous:g} --text-share {text_share:g} --framing {framing:g} "
+            f"--splits {','.join(f'{s:g}' for s in splits)}"
         ),
         "prompts": CXR_PROMPTS,
         "notes": [
@@ -408,6 +428,6 @@ def write_cxr(
     }
 
     def draw(index: int) -> dict[str, Phantom]:
-        return readings_of(index, seed, size, ambiguous=ambiguous, text_share=text_share)
+        return readings_of(index, seed, size, ambiguous=ambiguous, text_share=text_share, framing=framing)
 
     write(out, card, draw, n=n, seed=seed, splits=splits, overwrite=overwrite)

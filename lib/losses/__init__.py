@@ -18,6 +18,7 @@ LOSSES: dict[str, str] = {
     "bce": "lib.losses.overlap:bce",
     "dice_bce": "lib.losses.overlap:dice_bce",
     "dice_ce": "lib.losses.overlap:dice_ce",
+    "nnunet": "lib.losses.overlap:nnunet",
     "tversky": "lib.losses.overlap:tversky",
     "tversky_specific": "lib.losses.overlap:tversky_specific",
     "xbusnet_dice": "lib.losses.overlap:xbusnet_dice",
@@ -27,6 +28,11 @@ LOSSES: dict[str, str] = {
     "seu_no_spectral": "lib.losses.seu:seu_no_spectral",
     "uavls_dice": "lib.losses.seu:uavls_dice",
     "uavls_dice_ce": "lib.losses.seu:uavls_dice_ce",
+    "info_nce": "lib.losses.contrastive:info_nce",
+    "dcl": "lib.losses.contrastive:dcl",
+    "hn_nce": "lib.losses.contrastive:hn_nce",
+    "dhn_nce": "lib.losses.contrastive:dhn_nce",
+    "dhn_nce_released": "lib.losses.contrastive:dhn_nce_released",
 }
 
 

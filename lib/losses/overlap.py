@@ -96,3 +96,19 @@ def dice_ce(
     overlap = (probability * truth).sum(axes)
     total = probability.sum(axes) + truth.sum(axes)
     return entropy - ((2 * overlap + smooth) / (total + smooth).clamp(min=1e-8)).mean()
+
+
+def nnunet(logits: Tensor, mask: Tensor) -> Tensor:
+    """nnU-Net's loss for one class, with deep supervision where logits are [B, levels, 1, *S], the finest first.
+
+    A sigmoid is a softmax whose background logit is 0, so that this is `dice_ce` on two classes. Levels weigh 2^-i,
+    the coarsest nothing unless it is the only one, normalised to 1. Source: MIC-DKFZ/nnUNet, deep_supervision.py.
+    """
+    levels = logits.unbind(1) if logits.ndim > mask.ndim else (logits,)
+    weights = [2.0**-i for i in range(len(levels))]
+    if len(weights) > 1:
+        weights[-1] = 0.0
+    losses = [
+        dice_ce(torch.cat([torch.zeros_like(x), x], 1), mask) * w for x, w in zip(levels, weights, strict=True) if w
+    ]
+    return torch.stack(losses).sum() / sum(weights)

@@ -21,6 +21,10 @@ MODELS = {  # name -> "module:builder", imported when asked for
     "unet": "lib.models.baselines:build_unet",
     "text_only": "lib.models.baselines:build_text_only",
     "uavls": "lib.models.uavls:build",
+    "sam": "lib.models.sam:build_sam",
+    "clip": "lib.models.clip:build_clip",
+    "medclip_samv2": "lib.models.medclip_samv2:build",
+    "dynunet": "lib.models.snapshots:build",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")

@@ -59,6 +59,7 @@ def test_table_becomes_prompts(archive, tmp_path):
     assert prompts["local"] == "Ultrasound of a breast mass, BI-RADS 4."
     assert prompts["local@histology"] == "Ultrasound of a breast mass, fibroadenoma, BI-RADS 4."
     assert prompts["class@pathology"] == "Malignant tumor."
+    assert prompts["global@p1"] == "malignant breast tumor" and prompts["global@p0"] == "breast tumor"
 
 
 def test_an_archive_other_than_the_pinned_one_is_refused(archive, tmp_path):

@@ -61,6 +61,10 @@ def test_prompts_of_the_archive_say_what_they_know(archive, tmp_path):
     assert prompts["normal_002"]["local@mask"] == "No tumor in the breast ultrasound image."
     assert prompts["normal_002"]["global@mask"] is None
     assert all(p["global"] is None and p["local"] is None for p in prompts.values())
+    assert (
+        prompts["malignant_002"]["global@p1"] == "malignant breast tumor"
+        and "global@p4" not in prompts["malignant_002"]
+    )
     assert dataset.card.prompts["class@pathology"].origin == "class-oracle"
     assert dataset.card.prompts["local@mask"].origin == "mask-derived"
 

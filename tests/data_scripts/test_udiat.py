@@ -29,6 +29,18 @@ def test_archive_becomes_a_folder(folder, tmp_path, zipped):
     assert prompts["000001"]["local@mask"].endswith("in the breast ultrasound image.")
 
 
+def test_prompt_sets_name_the_class_and_the_papers_texts_are_found_beside_the_archive(folder, tmp_path):
+    texts = tmp_path / "texts" / "medclip_samv2"
+    texts.mkdir(parents=True)
+    (texts / "breast_tumors_testing.json").write_text('{"000003.png": "A mass."}')
+    udiat.main(["--archive", str(folder), "--out", str(tmp_path / "udiat")])
+    dataset = load_dataset(tmp_path / "udiat")
+    prompts = {case.case_id: case.prompts for case in dataset.cases}
+    assert prompts["000003"]["global@p1"] == "malignant breast tumor"
+    assert prompts["000003"]["global@medclipsam"] == "A mass." and prompts["000001"]["global@medclipsam"] is None
+    assert dataset.card.prompts["global@medclipsam"].origin == "class-oracle"
+
+
 def test_an_image_without_a_row_is_named(folder, tmp_path):
     table = folder / "DatasetB.csv"
     table.write_text(table.read_text().replace("\n20,Benign", ""))

@@ -19,10 +19,16 @@ from lib.evaluation import (
     surface_element_sizes,
     xbusnet_scores,
 )
+from lib.losses.contrastive import cosine_similarity, dhn_nce, dhn_nce_released, info_nce
 from lib.losses.overlap import dice_ce, xbusnet_dice, zept_dice
 from lib.losses.seu import released_dice, released_dice_ce, seu_terms
 from lib.models.blocks import GroupNormResidual, ResidualFiLM, UpConv
+from lib.models.clip import Tower
+from lib.models.coarse import boxes, keep_largest, threshold, two_means
+from lib.models.saliency import enlarged, m2ib
+from lib.models.sam import SamConfig, SamFeatures, build_sam, from_square, resize, to_square, vit
 from lib.models.scan import selective_scan
+from lib.models.snapshots import ensemble, entropy, outer_ring, ring_uncertainty
 from lib.models.uavls import (
     MoDAB,
     SSMix,
@@ -34,6 +40,7 @@ from lib.models.uavls import (
     released_input,
     released_name,
 )
+from lib.training import cyclic_rate, poly_rate
 
 ADAPTERS: dict[str, Callable] = {}
 # Who will bring the adapter of a function, by the first word of its cases' names.
@@ -148,14 +155,7 @@ def nnunet_dice_ce(case):
 @adapter("nnU-Net polynomial learning rate")
 def nnunet_polynomial_rate(case):
     epochs = case.arguments["E"]
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=case.arguments["lr0"])
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=epochs, power=0.9)
-    rates = []
-    for _ in range(epochs):
-        rates += schedule.get_last_lr()
-        optimiser.step()
-        schedule.step()
-    return {"lr": np.array(rates)}
+    return {"lr": np.array([poly_rate(case.arguments["lr0"], epoch, epochs) for epoch in range(epochs)])}
 
 
 @adapter("Gaussian-weighted sliding-window inference")
@@ -296,3 +296,182 @@ def uavls_dice_ce(case):
 def uavls_input(case):
     x, y = released_input(case.array("image"), case.array("gt"), case.arguments["S"])
     return {"x": x.numpy(), "y": y.numpy()}
+
+
+def _contrast(case, loss):
+    """A contrastive loss and its gradients; the reference computed in float64 from what it stores in float32."""
+    image, text = (case.tensor(name).double().requires_grad_() for name in ("image", "text"))
+    value = loss(image, text)
+    gradients = torch.autograd.grad(value, (image, text))
+    return value.detach().numpy(), dict(
+        zip(("grad_image", "grad_text"), map(torch.Tensor.numpy, gradients), strict=True)
+    )
+
+
+@adapter("symmetric InfoNCE (CLIP) loss")
+def symmetric_info_nce(case):
+    # The reference's rows are unit vectors already, and its gradient takes them for free.
+    tau = 1 / case.arguments["logit_scale_s"]
+    loss, gradients = _contrast(case, lambda image, text: info_nce(image @ text.T, tau=tau))
+    return {"loss": loss, **gradients}
+
+
+@adapter(
+    "DHN-NCE loss exactly as the official MedCLIP-SAMv2 training code computes it (class in loss/hnl.py and its "
+    "open_clip copy; both copies were checked to agree)"
+)
+def released_dhn_nce(case):
+    numbers = {name: case.arguments[name] for name in ("tau", "beta1", "beta2", "alpha")}
+    numbers["batch"] = case.arguments["batch_size_arg"]
+    loss, gradients = _contrast(case, lambda *pair: dhn_nce_released(cosine_similarity(*pair), **numbers))
+    return {"loss": loss, **gradients}
+
+
+@adapter("DHN-NCE as written in the paper (arXiv 2409.19483v4 Eq. 9-13)")
+def published_dhn_nce(case):
+    numbers = {name: case.arguments[name] for name in ("tau", "beta1", "beta2")}
+    total, _ = _contrast(case, lambda *pair: dhn_nce(cosine_similarity(*pair), **numbers, reduction="sum"))
+    mean, gradients = _contrast(case, lambda *pair: dhn_nce(cosine_similarity(*pair), **numbers))
+    return {"loss_sum": total, "loss_mean": mean, **gradients}
+
+
+def _cleaned(case, mask):
+    # These cases state their tolerance in words: masks match exactly, centroids to what another start would give.
+    case.tolerance = 0.006
+    return {"mask": 255 * keep_largest(mask, case.arguments["num_contours_K"])}
+
+
+@adapter("saliency map -> pseudo mask (kmeans + largest connected components)")
+def two_means_clean_up(case):
+    mask, centroids = two_means(case.array("sal") / 255)
+    return _cleaned(case, mask) | {"centroids": centroids, "midpoint": centroids.mean()}
+
+
+@adapter("saliency map -> pseudo mask (threshold + largest connected components)")
+def threshold_clean_up(case):
+    return _cleaned(case, threshold(case.array("sal") / 255, case.arguments["threshold"]))
+
+
+@adapter("pseudo mask -> SAM box prompts")
+def box_prompts(case):
+    masks = case.array("masks")
+    each = [sorted(boxes(mask, union=False).tolist()) for mask in masks]
+    counts = [len(found) for found in each]
+    return {
+        "box_union": np.concatenate([boxes(mask) for mask in masks]),
+        "n_contours": np.array(counts),
+        "boxes_multi": np.concatenate(each),
+        "boxes_multi_offset": np.cumsum([0, *counts]),
+    }
+
+
+@adapter("cyclic polynomial learning rate of the MedCLIP-SAMv2 nnU-Net (one value per epoch e=0..E-1)")
+def cyclic_learning_rate(case):
+    rates = {}
+    for given in case.arguments:
+        settings = (given["max_epochs_E"], given["cycles_C"], given["gamma"])
+        rates[f"lr_{given['index']}"] = np.array(
+            [cyclic_rate(given["initial_lr"], epoch, *settings) for epoch in range(settings[0])]
+        )
+    return rates
+
+
+@adapter("SAM image encoder (ViT with windowed attention and decomposed relative positions), small configuration")
+def sam_image_encoder(case):
+    given = {"decoder_width" if name == "out_channels" else name: value for name, value in case.arguments.items()}
+    encoder = vit(SamConfig(**given)).double()
+    names = [name for name in case.arrays if name.startswith("param:")]
+    encoder.load_state_dict({name.removeprefix("param:"): case.tensor(name) for name in names})
+    with torch.no_grad():
+        return {"y": encoder(case.tensor("x")).numpy()}
+
+
+@adapter("SAM prompt encoder + mask decoder, small configuration")
+def sam_prompt_decoder(case):
+    given, side = case.arguments, case.arguments["model_input"]
+    sam = build_sam(
+        "tiny",
+        image_size=side,
+        patch=side // given["grid"],
+        decoder_width=given["width_E"],
+        decoder_heads=given["heads"],
+        decoder_mlp=given["mlp_dim"],
+        mask_channels=len(case.parameters("prompt")["mask_downscaling.3.bias"]),
+        multimask=3,
+        rasterise=False,
+    )
+    sam.prompt_encoder.load_state_dict(case.parameters("prompt"))
+    sam.mask_decoder.load_state_dict(case.parameters("decoder"))
+    # The released prompt encoder counts in float32.
+    embedding = case.tensor("image_embedding").float().expand(given["prompts"], -1, -1, -1)
+    points, boxes = (case.tensor("points").float(), case.tensor("labels")), case.tensor("boxes").float()
+    outputs = {"dense_pe": sam.prompt_encoder.get_dense_pe()}
+    with torch.no_grad():
+        for name, prompt in {"points": (points, None), "boxes": (None, boxes), "both": (points, boxes)}.items():
+            outputs[f"sparse_{name}"] = sam.prompt_encoder(*prompt, None)[0]
+            outputs[f"masks_{name}"], outputs[f"iou_{name}"] = sam.predict_masks(embedding, *prompt)
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+@adapter("SAM pre- and post-processing")
+def sam_pre_and_post_processing(case):
+    sam = build_sam("tiny", image_size=case.arguments["S"])
+    image = case.tensor("image").permute(2, 0, 1)[None] / 255
+    square, inner = sam.prepare(image)
+    features = SamFeatures(square, tuple(image.shape[2:]), inner)
+    logits = from_square(case.tensor("low_res"), case.arguments["S"], features)
+    return {
+        "resized": (255 * resize(image, inner)).round().byte()[0].permute(1, 2, 0).numpy(),
+        "model_input": square[0].numpy(),
+        "coords_out": to_square(case.tensor("coords"), features).numpy(),
+        "boxes_out": to_square(case.tensor("boxes"), features).numpy(),
+        "mask_logits": logits.numpy(),
+        "mask": (logits > 0).numpy(),
+    }
+
+
+@adapter(
+    "M2IB (multi-modal information bottleneck) vision saliency: per-token/channel bottleneck optimised at one ViT block"
+)
+def m2ib_saliency(case):
+    arguments = case.arguments
+    weights = {
+        name.removeprefix("param:"): case.tensor(name).double() for name in case.arrays if name.startswith("param:")
+    }
+    tower = Tower.from_hf(weights, arguments["heads"])
+    with torch.no_grad():
+        image = tower.tokens(case.tensor("image").double())
+        hidden = tower.run(image, 0, arguments["layer_idx"] + 1)
+        clean = tower.feature(tower.run(image))
+    found = m2ib(
+        tower,
+        hidden,
+        case.tensor("text_feature"),
+        layer=arguments["layer_idx"],
+        beta=arguments["beta"],
+        steps=arguments["steps"],
+        copies=arguments["noise_batch"],
+        lr=arguments["adam_lr"],
+        noise=case.tensor("eps").double(),
+    )
+    return {
+        "image_feature_clean": clean.numpy(),
+        "hidden_at_layer": hidden.numpy(),
+        "losses": found.losses[:, 0].numpy(),
+        "alpha_final": found.alpha.numpy(),
+        "capacity_last": found.capacity[0].numpy(),
+        "token_saliency": found.patches.flatten().numpy(),
+        "saliency_224": enlarged(found.patches, (224, 224))[0].numpy(),
+    }
+
+
+@adapter("checkpoint ensemble: mask, entropy map, uncertainty score")
+def checkpoint_ensemble(case):
+    mean = ensemble(case.tensor("fg_prob"))
+    ring = outer_ring(mean > 0.2)
+    return {
+        "mask": (mean > 0.2).numpy().astype(np.uint8),
+        "entropy": entropy(mean).numpy(),
+        "score": np.array(ring_uncertainty(mean, 0.2, released=True)),
+        "ring_pixels": np.array(int(ring.sum())),
+    }
