@@ -18,7 +18,7 @@ tests() {
 notebooks() {
   local kind notebook broken=0
   rm -rf $scratch && mkdir -p $scratch
-  for kind in bus cxr; do
+  for kind in bus cxr brain; do
     "$bin/python" data_scripts/phantoms.py $kind --n 120 --size 64 --out $scratch/data/phantom_$kind || return 1
   done
   for notebook in notebooks/*.ipynb; do

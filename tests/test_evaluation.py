@@ -197,7 +197,7 @@ class StoredFeed:
 
     def batch(self, index):
         prompts = SimpleNamespace(to=lambda device: None)
-        return SimpleNamespace(image=self.logits[index], mask=self.masks[index], prompts=prompts, index=index)
+        return Batch(self.logits[index], self.masks[index], prompts, index)
 
 
 def logit(mask, size=6.0):

@@ -131,7 +131,7 @@ class Patient:
 
 
 APEX, ZONE = 0.10, 0.195  # of the lungs, where the frame is 1
-FRAMING = 0.5
+FRAMING = 0.25
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def chest_xray(
     rng: np.random.Generator,
     size: int = 128,
     *,
-    ambiguous: float = 0.5,
+    ambiguous: float = 0.8,
     text_share: float = 0.8,
     framing: float = FRAMING,
     patient: Patient | None = None,
@@ -365,7 +365,7 @@ def readings_of(
     seed: int = 0,
     size: int = 128,
     *,
-    ambiguous: float = 0.5,
+    ambiguous: float = 0.8,
     text_share: float = 0.8,
     framing: float = FRAMING,
 ) -> dict[str, Phantom]:
@@ -395,7 +395,7 @@ def write_cxr(
     n: int = 1000,
     size: int = 128,
     seed: int = 0,
-    ambiguous: float = 0.5,
+    ambiguous: float = 0.8,
     text_share: float = 0.8,
     framing: float = FRAMING,
     splits: tuple[float, ...] = (0.6, 0.15, 0.25),

@@ -180,6 +180,7 @@ class ClipConfig:
     width: int = 768
     depth: int = 12
     heads: int = 12
+    mlp_ratio: float = 4.0
     pool: str = "token"  # BiomedCLIP: the class token; "map" (attention pooling) decided whether small towers learn
     dim: int = 512
     text_hidden: int = 640
@@ -222,6 +223,7 @@ def book_tower(config: ClipConfig) -> Tower:
         embed_dim=config.width,
         depth=config.depth,
         num_heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
         pre_norm=config.tower == "clip-vit-b16",
         act_layer="quick_gelu" if config.tower == "clip-vit-b16" else "gelu",
     )

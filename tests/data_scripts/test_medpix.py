@@ -15,7 +15,7 @@ def archive(tmp_path, scene, save):
     for number in range(20):
         save(folder / "images" / f"synpic {number}.png", scene()[0])
         text = "Axial CT*" if number == 5 else f"Axial CT of the chest, mass # {max(number, 1)}"
-        lines.append(f'/home/author/images/synpic {number}.png,"{text}"')
+        lines.append(f'/author/images/synpic {number}.png,"{text}"')
     (folder / "medpix_dataset.csv").write_text("\n".join(lines) + "\n")
     return folder
 
