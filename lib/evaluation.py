@@ -379,13 +379,13 @@ def slab_surface_dice(mask: np.ndarray, prediction: np.ndarray, tolerance: float
 
 
 def retrieval(model: nn.Module, feed, pairs: int, *, shuffles: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Score a pair of towers (`model.clip` or the model itself): does each image find its sentence, and the reverse?
+    """Score a pair of towers (`model.towers` or the model itself): does each image find its sentence, and the reverse?
 
     Cases are shuffled `shuffles` times into groups of `pairs`; what is left over joins no group. A row per case with
     the share of its groups in which its partner was the nearest (top1) or among the two nearest (top2), image to text
-    (i2t) and text to image (t2i); cases that were always left over have NaN. Raises ValueError for too few cases.
+    (i2t) and text to image (t2i); cases that were always left over have no row. Raises ValueError for too few cases.
     """
-    clip = getattr(model, "clip", model).eval()
+    clip = getattr(model, "towers", model).eval()
     if len(feed) < pairs or pairs < 2:
         raise ValueError(f"Retrieval among {pairs} pairs needs 2 or more, and has {len(feed)} cases: ask for fewer.")
     device = next(clip.parameters()).device
@@ -407,11 +407,12 @@ def retrieval(model: nn.Module, feed, pairs: int, *, shuffles: int = 5, seed: in
                 times[group] += 1
     cases = feed.cache.cases
     names = ["top1_i2t", "top1_t2i", "top2_i2t", "top2_t2i"]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {name: [getattr(case, name) for case in cases] for name in ("dataset", "case_id", "patient_id")}
         | {"threshold": 0.5}  # where every table has a column
         | dict(zip(names, (hits / times).T.cpu().numpy(), strict=True))
     )
+    return table.dropna(ignore_index=True)
 
 
 def fit_temperature(model: nn.Module, feed, *, batch: int = 16, device: str | torch.device | None = None) -> float:

@@ -433,9 +433,13 @@ def run(
         _check_tests(experiment)
         selections = [_test_cases(test, data) for test in experiment.tests]
         # A checkpoint chosen by test score is one of the faults that the book measures; training on one never is.
-        fitted = {"train", experiment.select} - {"test"}
-        seen = [case for split in sorted(fitted) for case in _training_cases(experiment, data, split).cases()]
-        guard_leakage(seen, [case for selection in selections for case in selection.cases()])
+        # A look at validation cases is there to choose settings by, as the checkpoint was.
+        for chosen_by, splits in ((True, {"train"}), (False, {"train", experiment.select} - {"test"})):
+            fitted = [case for split in sorted(splits) for case in _training_cases(experiment, data, split).cases()]
+            looked_at = [
+                s for s, test in zip(selections, experiment.tests, strict=True) if (test.split == "val") == chosen_by
+            ]
+            guard_leakage(fitted, [case for selection in looked_at for case in selection.cases()])
         feeds = [
             _feed(experiment, selection, test.prompts, root, corruption=test.corruption, transposed=test.transposed)
             for selection, test in zip(selections, experiment.tests, strict=True)

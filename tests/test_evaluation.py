@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 
 from lib import evaluation
+from lib.data import Batch
 from lib.models import Prediction
 
 masks = arrays(bool, (7, 9))

@@ -158,6 +158,7 @@ def save(path: Path | str, model: nn.Module, name: str, config: Mapping | None =
         },
         "provenance": getattr(model, "provenance", {}),
         "notes": notes,
+        "aliases": {},
     }
     if hasattr(model, "external"):
         header["config"]["pretrained"] = False  # what is pretrained is stored below or listed as external
@@ -166,6 +167,12 @@ def save(path: Path | str, model: nn.Module, name: str, config: Mapping | None =
         for key, tensor in model.state_dict().items()
         if not any(key.startswith(sub + ".") for sub in external)
     }
+    first: dict[tuple, str] = {}  # a tensor that a module reaches by two names is stored by one
+    for key, tensor in model.state_dict().items():
+        if key in tensors and tensor.numel():
+            header["aliases"][key] = first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), key)
+    header["aliases"] = {key: name for key, name in header["aliases"].items() if key != name}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in header["aliases"]}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -214,6 +221,7 @@ def load(path: Path | str, sha256: str | None = None) -> tuple[nn.Module, dict]:
                 f"offered here: put the original file into ${WEIGHTS}/{source['backbone']}."
             )
         tensors.update({f"{sub}.{key}": tensor for key, tensor in backbone.state_dict().items()})
+    tensors.update({key: tensors[name] for key, name in meta.get("aliases", {}).items() if name in tensors})
     _fill(model, tensors, path)
     model.provenance = meta["provenance"]
     return model.eval(), meta

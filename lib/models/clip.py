@@ -208,6 +208,7 @@ CLIP_SIZES = {
         "pool": "map",
         "dim": 128,
         "text_hidden": 256,
+        "mlp_ratio": 2.0,
     },
 }
 

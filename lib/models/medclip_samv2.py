@@ -16,7 +16,7 @@ from lib.models import Prediction, configure
 from lib.models.clip import CLIP_SIZES, Clip, ClipConfig, book_tower, build_clip
 from lib.models.coarse import boxes, coarse_mask, keep_largest, points
 from lib.models.saliency import METHODS, check_layer, saliency
-from lib.models.sam import Sam, SamFeatures, SamPrompts, build_sam
+from lib.models.sam import CHECKPOINTS, Sam, SamFeatures, SamPrompts, build_sam, load_checkpoint
 from lib.text import Prompts
 
 STAGES = ("saliency", "binary", "components", "box", "sam")
@@ -29,11 +29,12 @@ SURE = 6.0  # the logit of a pixel that a mask without probabilities holds, .998
 class MedClipSamConfig(ClipConfig):
     """The towers' config and how the stages are run; every field below may also be set at test time."""
 
-    sam: str = "vit_h"  # a size of lib.models.sam
+    sam: str = "sam_vit_h_4b8939"  # a published checkpoint of lib.models.sam, or a size of the book's own
     stage: str = "sam"
     method: str = "m2ib"
-    layer: int = 7  # released default; the towers' own split chooses between 7, 8 and 9
-    beta: float = 0.1  # released default
+    # released defaults; the book's own towers have theirs from validation cases of the brain phantom
+    layer: int = 7
+    beta: float = 0.1
     copies: int = 10  # of the image in each step of M2IB, each with its own noise; released
     cleanup: str = "otsu"  # paper v4; the released code still clusters (two_means)
     components: int = 1  # 2 for lungs (released)
@@ -44,8 +45,8 @@ class MedClipSamConfig(ClipConfig):
 
 MEDCLIP_SIZES = {
     "paper": CLIP_SIZES["paper"],
-    "small": CLIP_SIZES["small"] | {"sam": "small", "layer": 2, "copies": 6},
-    "tiny": CLIP_SIZES["tiny"] | {"sam": "tiny", "layer": 1, "copies": 4},
+    "small": CLIP_SIZES["small"] | {"sam": "small", "layer": 2, "beta": 1.0, "copies": 6},
+    "tiny": CLIP_SIZES["tiny"] | {"sam": "tiny", "layer": 1, "beta": 1.0, "copies": 4},
 }
 
 
@@ -76,8 +77,8 @@ class MedClipSam(nn.Module):
         super().__init__()
         self.config, self.roles = config, config.roles
         self.clip, self.sam = clip, sam.requires_grad_(False)
-        self.provenance = clip.provenance | {"sam": "untrained"}
-        self.external: dict[str, str] = {}
+        self.provenance = clip.provenance | {"sam": sam.provenance["backbone"]}
+        self.external = {"sam": config.sam} if config.sam in CHECKPOINTS else {}
         self.switches = {
             "stage": STAGES,
             "method": METHODS,
@@ -104,6 +105,15 @@ class MedClipSam(nn.Module):
         """Set the text standardisation from the training prompts, once, before training."""
         self.clip.calibrate_text(prompts)
 
+    def adopt(self, sub: str, name: str) -> None:
+        """Take a published SAM by name, after a file that does not store it."""
+        self.sam = load_checkpoint(name).requires_grad_(False)
+
+    @property
+    def towers(self) -> Clip:
+        """The towers in use: the trained ones, or with `trained` off some that learned nothing."""
+        return self.clip if self.trained else self._blank(next(self.clip.parameters()).device)
+
     def adopt_part(self, name: str, part: nn.Module) -> None:
         """Take over a trained SAM; raises ValueError for any other part, or a SAM of another size."""
         if name != "sam" or not isinstance(part, Sam):
@@ -119,7 +129,7 @@ class MedClipSam(nn.Module):
 
     def saliency(self, image: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Saliency [B, H, W] from 0 to 1 of the sentences in the images, and which cases [B] have any contrast."""
-        clip = self.clip if self.trained else self._blank(image.device)
+        clip = self.towers
         text, present = clip.encode_text(prompts)
         options = dict(layer=self.layer, beta=self.beta, copies=self.copies)
         maps = saliency(clip.tower, image, text, self.method, **options)
@@ -220,4 +230,6 @@ def build(size: str = "paper", **given) -> MedClipSam:
         if getattr(config, name) not in values:
             raise ValueError(f"There is no {name} {getattr(config, name)!r}: use one of {', '.join(values)}.")
     clip = build_clip("paper", **{field.name: getattr(config, field.name) for field in fields(ClipConfig)})
-    return MedClipSam(config, clip, build_sam(config.sam))
+    named = config.sam in CHECKPOINTS
+    sam = load_checkpoint(config.sam) if named and config.pretrained else None
+    return MedClipSam(config, clip, sam or build_sam(CHECKPOINTS[config.sam].size if named else config.sam))

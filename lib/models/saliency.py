@@ -250,7 +250,7 @@ def faithfulness(tower: Tower, image: Tensor, text: Tensor, maps: Tensor, steps:
         )
         sized = F.interpolate(maps[:, None], prepared.shape[-2:], mode="bilinear", align_corners=False)
         # Ties are broken by place, so that a flat map removes row by row rather than everything at once.
-        rank = sized.flatten(1).argsort(1, descending=True, stable=True).argsort(1).view_as(sized)
+        rank = sized.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(sized)
         scores = []
         for share in torch.linspace(0, 1, steps + 1):
             gone = rank < share * rank[0].numel()

@@ -207,7 +207,7 @@ def test_phantoms_are_made_once_where_they_are_missing(paths, capfd):
         build.make_phantoms(paths)
     script.write_text(
         "import pathlib, sys\n"
-        "assert sys.argv[1] in ('bus', 'cxr') and sys.argv[2] == '--out'\n"
+        "assert sys.argv[1] in ('bus', 'cxr', 'brain') and sys.argv[2] == '--out'\n"
         "folder = pathlib.Path(sys.argv[3]); folder.mkdir(parents=True); (folder / 'card.json').write_text('{}')\n"
     )
     build.make_phantoms(paths)
