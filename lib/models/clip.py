@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lib.losses.contrastive import cosine_similarity, gather, retrieved
 from lib.models import Prediction, configure
-from lib.models.blocks import NULL_KINDS, NullablePrompt, rgb
+from lib.models.blocks import NullablePrompt, rgb
 from lib.text import Prompts, pretrained_state
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -84,7 +84,7 @@ class Tower(nn.Module):
         if "trunk.pos_embed" in visual:
             trunk = {name.removeprefix("trunk."): t for name, t in visual.items() if name.startswith("trunk.")}
             return _filled(trunk, visual["head.proj.weight"], heads, clip=False)
-        if "conv1.weight" not in visual:
+        if "class_embedding" not in visual:
             raise ValueError(
                 "These weights hold no vision transformer below 'visual.': give an open_clip model of ViT kind."
             )
@@ -227,6 +227,7 @@ def book_tower(config: ClipConfig) -> Tower:
         mlp_ratio=config.mlp_ratio,
         pre_norm=config.tower == "clip-vit-b16",
         act_layer="quick_gelu" if config.tower == "clip-vit-b16" else "gelu",
+        norm_layer=partial(nn.LayerNorm, eps=1e-5 if config.tower == "clip-vit-b16" else 1e-6),
     )
     project = nn.Linear(config.width, config.dim, bias=False)
     if config.tower != "book":
@@ -241,13 +242,15 @@ def pretrained_tower(config: ClipConfig) -> Tower:
     """Open a pretrained tower by name; raises ValueError where its folder holds another size than the config."""
     state = pretrained_state(config.tower)
     tower = Tower.from_open_clip(state, config.heads, quick_gelu=config.tower == "clip-vit-b16")
-    wanted = book_tower(config).state_dict()
-    for name, tensor in tower.state_dict().items():
-        if name not in wanted or wanted[name].shape != tensor.shape:
+    found, wanted = (
+        {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        for module in (tower, book_tower(config))
+    )
+    for name in found | wanted:
+        if found.get(name) != wanted.get(name):
             raise ValueError(
-                f"The folder of '{config.tower}' holds {name} of the shape {tuple(tensor.shape)} where the config asks "
-                f"for {tuple(wanted[name].shape) if name in wanted else 'none'}: set side, patch, width, depth and dim "
-                "to its sizes."
+                f"The folder of '{config.tower}' holds {name} of the shape {found.get(name)} where the config asks for "
+                f"{wanted.get(name)}: set side, patch, width, depth, mlp_ratio, pool and dim to its sizes."
             )
     return tower
 
@@ -261,9 +264,11 @@ class Clip(nn.Module):
     def __init__(self, config: ClipConfig, tower: Tower):
         super().__init__()
         self.config, self.roles = config, config.roles
-        self.switches = {"null_kind": NULL_KINDS}
+        self.switches: dict[str, tuple] = {}
         self.tower = tower
         self.prompts = nn.ModuleList(NullablePrompt(role, config.text_dim) for role in config.roles)
+        for prompt in self.prompts:
+            prompt.null.requires_grad_(False)  # what is absent is compared with nothing
         self.text = nn.Identity()  # a pretrained pair meets without a further projection
         if config.tower == "book":
             self.text = nn.Sequential(

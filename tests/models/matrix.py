@@ -19,6 +19,19 @@ torch.set_num_threads(1)
 
 TEXT_DIM = 12
 STORED = Path(__file__).with_name("outputs.json")
+APART = ("sam", "medclip_samv2")  # without stored outputs: one reads no embeddings, the other's masks jump
+BIOMEDCLIP = {  # the sizes of the folder that the fixture `biomedclip` writes
+    "tower": "biomedclip",
+    "pool": "token",
+    "side": 32,
+    "patch": 8,
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "mlp_ratio": 4.0,
+    "dim": 8,
+    "text_dim": 8,
+}
 
 
 def prompts_for(roles, batch, seed=0, present=None, dim=TEXT_DIM) -> Prompts:
@@ -49,8 +62,10 @@ def awake(model, seed=0):
                 parameter.normal_(0, 0.1, generator=generator)
         for norm in norms:
             norm.momentum = 1.0
-        dim = getattr(model.config, "text_dim", TEXT_DIM)
-        model.train()(image_for(), prompts_for(model.roles, 4, present=mixed(model.roles, 4), dim=dim))
+        model.train()
+        if norms:
+            dim = getattr(model.config, "text_dim", TEXT_DIM)
+            model(image_for(), prompts_for(model.roles, 4, present=mixed(model.roles, 4), dim=dim))
         for norm in norms:
             norm.momentum = 0.1
     return model
@@ -183,21 +198,26 @@ class ModelMatrix:
             assert getattr(model, switch) == getattr(model.config, switch) in values
 
     def test_stored_outputs_match(self):
-        stored = json.loads(STORED.read_text())[self.name]
-        torch.testing.assert_close(outputs(self.name), torch.tensor(stored), atol=1e-4, rtol=1e-4)
+        match_stored(self.name)
+
+
+def match_stored(name: str) -> None:
+    """Claim that a model computes what it did when its outputs were stored."""
+    stored = json.loads(STORED.read_text())[name]
+    torch.testing.assert_close(outputs(name), torch.tensor(stored), atol=1e-4, rtol=1e-4)
 
 
 def outputs(name: str) -> torch.Tensor:
-    """A dozen logits of the tiny model with fixed weights, image and prompts."""
+    """A dozen logits of the tiny model, or a clip's few, with fixed weights, image and prompts."""
     torch.manual_seed(0)
-    text = {} if name == "unet" else {"text_dim": TEXT_DIM}
+    text = {} if name in ("unet", "dynunet") else {"text_dim": TEXT_DIM}
     model = awake(build(name, size="tiny", **text)).eval()
     with torch.no_grad():
         logits = model(image_for(2), prompts_for(model.roles, 2, present=mixed(model.roles, 2))).logits
-    return logits[:, 0, 5::30, 7::23].flatten()
+    return (logits if name == "clip" else logits[:, 0, 5::30, 7::23]).flatten()
 
 
 if __name__ == "__main__":
-    written = {name: [round(v, 6) for v in outputs(name).tolist()] for name in MODELS}
+    written = {name: [round(v, 6) for v in outputs(name).tolist()] for name in MODELS if name not in APART}
     STORED.write_text(json.dumps(written, indent=1) + "\n")
     print(f"Wrote {STORED}.")
