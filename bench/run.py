@@ -27,6 +27,8 @@ import torch
 from lib import losses, models
 from lib.data import Feed, ImageCache, load_dataset
 from lib.files import atomic_write
+from lib.models.saliency import saliency
+from lib.models.sam import SamPrompts
 from lib.models.scan import selective_scan
 from lib.statistics import bootstrap_means
 from lib.text import CaptionBank, Prompts, encoder
@@ -210,6 +212,76 @@ def training_captions(device: str, folder: Path) -> Iterator[Pair]:
         )
 
 
+def m2ib(device: str, folder: Path) -> Iterator[Pair]:
+    """Saliency of a batch of images at once against one image after the other: equal maps."""
+    batch = 16
+    towers = models.build("clip", size="tiny", text_dim=64).to(device).eval()
+    image = torch.rand(batch, 1, 64, 64, device=device)
+    with torch.no_grad():
+        text = towers.encode_text(prompts_of(batch, 64, device))[0]
+    settings = {"layer": 1, "beta": 1.0, "copies": 4}
+
+    def together() -> torch.Tensor:
+        return saliency(towers.tower, image, text, batch=batch, **settings)
+
+    def one_by_one() -> torch.Tensor:
+        return torch.cat([saliency(towers.tower, image[i : i + 1], text[i : i + 1], **settings) for i in range(batch)])
+
+    torch.testing.assert_close(together(), one_by_one(), atol=1e-3, rtol=0)
+    yield Pair("m2ib", "M2IB maps, tiny tower, 64²", batch, 5, {"batched": together, "one at a time": one_by_one})
+
+
+def sam_prompts(device: str, folder: Path) -> Iterator[Pair]:
+    """Many boxes on one image that is embedded once against embedding it for each of them: equal masks."""
+    number, side = 16, 128
+    model = models.build("sam", size="small").to(device).eval()
+    image = torch.rand(1, 1, side, side, device=device)
+    start = torch.rand(1, number, 2, device=device) * side / 2
+    boxes = torch.cat([start, start + side / 4], dim=-1)
+    there = torch.ones(1, dtype=torch.bool, device=device)
+    asked = [SamPrompts(present=there, boxes=boxes[:, i : i + 1]) for i in range(number)]
+
+    @torch.inference_mode()
+    def once() -> torch.Tensor:
+        features = model.encode_image(image)
+        return torch.cat([model.decode(features, prompt).logits for prompt in asked], dim=1)
+
+    @torch.inference_mode()
+    def each_time() -> torch.Tensor:
+        return torch.cat([model(image, prompt).logits for prompt in asked], dim=1)
+
+    torch.testing.assert_close(once(), each_time())
+    what = f"SAM, small, {number} boxes on one image of {side}², one after the other"
+    yield Pair("sam_prompts", what, 1, 10, {"embedded once": once, "embedded each time": each_time})
+
+
+def chain_stages(device: str, folder: Path) -> Iterator[Pair]:
+    """Each stage of MedCLIP-SAMv2 from a sentence to a mask, of one image, against the chain as a whole."""
+    model = models.build("medclip_samv2", size="small", text_dim=64, roles=("global",)).to(device).eval()
+    image, prompts = torch.rand(1, 1, 96, 96, device=device), prompts_of(1, 64, device)
+
+    @torch.inference_mode()
+    def whole() -> torch.Tensor:
+        return model(image, prompts).logits
+
+    with torch.inference_mode():
+        maps, found = model.saliency(image, prompts)
+        coarse = model.coarse_mask(maps, found, model.components)
+        asked = model.prompts_from_mask(coarse)
+        features = model.sam.encode_image(image)
+        torch.testing.assert_close(model.segment(features, asked, coarse), whole())
+    stages = {
+        "saliency": lambda: model.saliency(image, prompts),
+        "clean-up": lambda: model.coarse_mask(maps, found, model.components),
+        "prompts": lambda: model.prompts_from_mask(coarse),
+        "SAM's embedding": lambda: model.sam.encode_image(image),
+        "SAM's mask": lambda: model.segment(features, asked, coarse),
+    }
+    for name, stage in stages.items():
+        arms = {f"{name} alone": torch.inference_mode()(stage), "the whole chain": whole}
+        yield Pair("chain_stages", f"MedCLIP-SAMv2, small, one image of 96²: {name}", 1, 10, arms)
+
+
 def compiled_step(device: str, folder: Path) -> Iterator[Pair]:
     """On a GPU: a UA-VLS training step at the paper's size, compiled in bfloat16 and channels-last against eager."""
     if device != "cuda":
@@ -283,9 +355,27 @@ def book(device: str, folder: Path) -> Iterator[Pair]:
 
 PAIRS = {
     function.__name__: function
-    for function in (caption_bank, image_cache, prompt_change, scan, training_captions, compiled_step, bootstrap, book)
+    for function in (
+        caption_bank,
+        image_cache,
+        prompt_change,
+        scan,
+        training_captions,
+        m2ib,
+        sam_prompts,
+        chain_stages,
+        compiled_step,
+        bootstrap,
+        book,
+    )
 }
 SLOW = {"book"}
+
+
+def prompts_of(batch: int, dim: int, device: str) -> Prompts:
+    """A sentence each, as random embeddings."""
+    present = {"global": torch.ones(batch, dtype=torch.bool)}
+    return Prompts({"global": torch.randn(batch, dim)}, present).to(device)
 
 
 def make_phantoms(folder: Path, n: int) -> None:

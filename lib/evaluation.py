@@ -383,29 +383,34 @@ def retrieval(model: nn.Module, feed, pairs: int, *, shuffles: int = 5, seed: in
 
     Cases are shuffled `shuffles` times into groups of `pairs`; what is left over joins no group. A row per case with
     the share of its groups in which its partner was the nearest (top1) or among the two nearest (top2), image to text
-    (i2t) and text to image (t2i); cases that were always left over have no row. Raises ValueError for too few cases.
+    (i2t) and text to image (t2i); cases that were always left over, or have no sentence, have no row. Raises ValueError
+    for too few cases.
     """
     clip = getattr(model, "towers", model).eval()
-    if len(feed) < pairs or pairs < 2:
-        raise ValueError(f"Retrieval among {pairs} pairs needs 2 or more, and has {len(feed)} cases: ask for fewer.")
     device = next(clip.parameters()).device
+    image, text, worded = [], [], []
     with torch.inference_mode():
-        image, text = [], []
         for index in torch.arange(len(feed)).split(64):
             inputs = feed.batch(index)
-            image.append(clip.encode_image(inputs.image.to(device)))
-            text.append(clip.encode_text(inputs.prompts.to(device))[0])
+            sentence, present = clip.encode_text(inputs.prompts.to(device))
+            image.append(clip.encode_image(inputs.image.to(device))[present])
+            text.append(sentence[present])
+            worded += present.tolist()
         image, text = nn.functional.normalize(torch.cat(image), dim=-1), torch.cat(text)
-        hits, times = torch.zeros(len(feed), 4, device=device), torch.zeros(len(feed), 1, device=device)
+        if len(text) < pairs or pairs < 2:
+            raise ValueError(
+                f"Retrieval among {pairs} pairs needs 2 or more, and {len(text)} cases have a sentence: ask for fewer."
+            )
+        hits, times = torch.zeros(len(text), 4, device=device), torch.zeros(len(text), 1, device=device)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(shuffles):
-            order = torch.randperm(len(feed), generator=generator).to(device)
-            for group in order[: len(feed) // pairs * pairs].view(-1, pairs):
+            order = torch.randperm(len(text), generator=generator).to(device)
+            for group in order[: len(text) // pairs * pairs].view(-1, pairs):
                 similarity = image[group] @ nn.functional.normalize(text[group], dim=-1).T
                 found = [retrieved(similarity, text[group], top) for top in (1, 2)]
                 hits[group] += torch.cat(found).T.float()
                 times[group] += 1
-    cases = feed.cache.cases
+    cases = [case for case, here in zip(feed.cache.cases, worded, strict=True) if here]
     names = ["top1_i2t", "top1_t2i", "top2_i2t", "top2_t2i"]
     table = pd.DataFrame(
         {name: [getattr(case, name) for case in cases] for name in ("dataset", "case_id", "patient_id")}

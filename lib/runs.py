@@ -158,8 +158,9 @@ def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
     if experiment.pseudo:
         nested["teacher"] = experiment.pseudo.experiment
         steps += [_taught]
+    alone = replace(experiment, parts=(), pseudo=experiment.pseudo and replace(experiment.pseudo, experiment=None))
     facts = {
-        "experiment": {name: value for name, value in _settings(experiment).items() if name not in left_out},
+        "experiment": {name: value for name, value in asdict(alone).items() if name not in left_out},
         "nested": {name: fit_key(other, data, root) for name, other in nested.items()},
         "datasets": {name: dataset(data, name).card.fingerprint for name in sorted(names)},
         "sources": [*code, sources_hash(tuple(modules)), *map(step_source, steps)],
@@ -172,7 +173,7 @@ def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
 
 
 def _settings(experiment: Experiment) -> dict:
-    """The fields of an experiment; those that it builds on are named by their arms, as their keys are kept apart."""
+    """The fields of an experiment for its record, where those that it builds on are named by their arms."""
     settings = asdict(replace(experiment, parts=(), pseudo=None))
     settings["parts"] = {name: part.arm for name, part in experiment.parts}
     if taught := experiment.pseudo:
@@ -323,6 +324,10 @@ def _taught(feed: Feed, experiment: Experiment, data: Path, root: Path) -> Feed:
     teacher = experiment.pseudo
     weights = train(teacher.experiment, data=data, root=root)
     model, _ = models.load(weights, json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["sha256"])
+    if hasattr(model, "draw"):
+        raise ValueError(
+            f"Arm '{teacher.experiment.arm}' is asked with true masks, so it cannot teach: choose another."
+        )
     for name, value in teacher.switches:
         setattr(model, name, value)
     captions = _captions(teacher.experiment.encoder, root / "captions")
@@ -432,14 +437,12 @@ def run(
             return found
         _check_tests(experiment)
         selections = [_test_cases(test, data) for test in experiment.tests]
-        # A checkpoint chosen by test score is one of the faults that the book measures; training on one never is.
-        # A look at validation cases is there to choose settings by, as the checkpoint was.
-        for chosen_by, splits in ((True, {"train"}), (False, {"train", experiment.select} - {"test"})):
-            fitted = [case for split in sorted(splits) for case in _training_cases(experiment, data, split).cases()]
-            looked_at = [
-                s for s, test in zip(selections, experiment.tests, strict=True) if (test.split == "val") == chosen_by
+        for of_val in (True, False):  # a look at validation cases is there to choose settings by, as the checkpoint was
+            looks = [
+                look for look, test in zip(selections, experiment.tests, strict=True) if (test.split == "val") == of_val
             ]
-            guard_leakage(fitted, [case for selection in looked_at for case in selection.cases()])
+            learned = _learned_from(experiment, data, {"train"} if of_val else {"train", experiment.select})
+            guard_leakage(learned, [case for look in looks for case in look.cases()])
         feeds = [
             _feed(experiment, selection, test.prompts, root, corruption=test.corruption, transposed=test.transposed)
             for selection, test in zip(selections, experiment.tests, strict=True)
@@ -457,7 +460,7 @@ def run(
             for feed, test in zip(feeds, experiment.tests, strict=True)
         ]
         evaluate_seconds = time.perf_counter() - started
-        log = pd.DataFrame(facts.pop("log"))
+        log = pd.DataFrame(facts.pop("log") or Fit.none().log)  # a table without columns could not be read back
         meta = {
             "fit_key": weights.stem,
             "weights_sha256": facts.pop("sha256"),
@@ -473,6 +476,18 @@ def run(
         folder = root / "records" / name
         _write(folder, record, pd.concat(tables, ignore_index=True), log)
         return load_record(folder)
+
+
+def _learned_from(experiment: Experiment, data: Path, splits: set[str]) -> list[Case]:
+    """The cases that an experiment and all that it builds on were fitted to.
+
+    A checkpoint chosen by test score is one of the faults that the book measures; training on a test case never is.
+    """
+    cases = [c for split in sorted(splits - {"test"}) for c in _training_cases(experiment, data, split).cases()]
+    others = [part for _, part in experiment.parts] + ([experiment.pseudo.experiment] if experiment.pseudo else [])
+    for other in others:
+        cases += _learned_from(other, data, {"train", other.select} if experiment.select in splits else {"train"})
+    return cases
 
 
 def _judge(model: nn.Module, feed: Feed, test: Test, temperature: float = 1.0) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from torch import nn
 from lib import evaluation
 from lib.data import Batch
 from lib.models import Prediction
+from lib.text import Prompts
 
 masks = arrays(bool, (7, 9))
 pairs = st.tuples(masks, masks)
@@ -336,3 +337,147 @@ def test_temperature_undoes_over_and_underconfidence(factor):
 def test_the_boundary_band_is_never_thinner_than_a_pixel():
     feed = StoredFeed([logit(disc(16, 20, 6))], [disc(16, 16, 6)], spacing=(5.0, 5.0))
     assert evaluation.evaluate(Repeat(), feed, tolerance=2.0)["ece_band"].notna().all()
+
+
+def test_a_model_that_draws_its_prompts_is_asked_with_them_and_the_same_ones_each_time():
+    class Drawing(Repeat):
+        def draw(self, mask, generator):
+            place = torch.rand(len(mask), generator=generator)
+            return SimpleNamespace(to=lambda device: (mask, place))
+
+        def forward(self, image, prompts):
+            self.modes.append(prompts[1].tolist())
+            return Prediction(12 * prompts[0] - 6, {})
+
+    truths = [disc(16, 16, 6), disc(10, 20, 5), disc(16, 12, 7)]
+    model, feed = Drawing(), StoredFeed([np.zeros((32, 32))] * 3, truths)
+    assert all(evaluation.evaluate(model, feed, batch=2)["dsc"].tolist() == [1, 1, 1] for _ in range(2))
+    assert len(model.modes) == 4 and model.modes[:2] == model.modes[2:]
+
+
+# --- Saliency
+
+
+@given(arrays(np.int8, (3, 5, 6), elements=st.integers(0, 4)), arrays(bool, (3, 5, 6)))
+@quick
+def test_saliency_scores_agree_with_scikit_learn_and_with_pointing_at_random(level, mask):
+    scores = evaluation.saliency_scores(level / 4, mask)
+    for image, truth, auroc, pointing in zip(level, mask, scores["auroc"], scores["pointing"], strict=True):
+        if truth.all() or not truth.any():
+            assert np.isnan(auroc)
+        else:
+            assert auroc == pytest.approx(roc_auc_score(truth.ravel(), image.ravel()))
+        hits = [truth[place] for place in np.ndindex(image.shape) if image[place] == image.max()]
+        assert pointing == pytest.approx(sum(hits) / len(hits))
+
+
+def test_the_slab_of_the_released_evaluation_hides_a_shift_that_the_outline_shows():
+    radius = 29.99  # of 30, without the four pixels that only touch it, which raise the outline's to .213
+    truth, prediction = disc(64, 60, radius, side=128), disc(64, 68, radius, side=128)
+    outline = evaluation.surface_dice(*evaluation.surface_distances(truth, prediction, (1, 1)), 2.0)
+    scores = (overlap(truth, prediction)["dsc"], evaluation.slab_surface_dice(truth, prediction), outline)
+    assert scores == pytest.approx((0.832, 0.893, 0.208), abs=5e-4)
+
+
+def test_empty_slabs_follow_the_stated_rule():
+    full, empty = disc(16, 16, 6), np.zeros((32, 32), bool)
+    pairs = ((empty, empty), (empty, full), (full, empty), (full, full))
+    assert [evaluation.slab_surface_dice(*pair) for pair in pairs] == [1, 0, 0, 1]
+
+
+def test_maps_and_slabs_have_a_column_where_they_are_asked_for():
+    truth = disc(16, 16, 6)
+    feed = StoredFeed([logit(truth), logit(disc(16, 20, 6))], [truth] * 2)
+    plain, asked = (evaluation.evaluate(Repeat(), feed, saliency=more, slab=more) for more in (False, True))
+    assert set(asked.columns) - set(plain.columns) == {"auroc", "pointing", "nsd_slab"}
+    assert asked.loc[0, ["auroc", "pointing", "nsd_slab"]].tolist() == [1, 1, 1]
+    assert asked.loc[1, "auroc"] < 1 and asked.loc[1, "pointing"] == overlap(truth, disc(16, 20, 6))["precision"]
+
+
+# --- Retrieval
+
+
+class Towers(nn.Module):
+    """Gives back stored features."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def encode_image(self, image):
+        return image.flatten(1)
+
+    def encode_text(self, prompts):
+        return prompts.pooled["local"], prompts.present["local"]
+
+
+class PairFeed:
+    """A feed over given features of images and of their sentences, [N, D] each."""
+
+    def __init__(self, image, text):
+        self.image, self.text = image[..., None, None], text
+        cases = tuple(SimpleNamespace(dataset="toy", case_id=f"c{i}", patient_id=f"p{i}") for i in range(len(image)))
+        self.cache = SimpleNamespace(cases=cases)
+
+    def __len__(self):
+        return len(self.text)
+
+    def batch(self, index):
+        prompts = Prompts({"local": self.text[index]}, {"local": torch.ones(len(index), dtype=torch.bool)})
+        return Batch(self.image[index], torch.zeros(len(index), 1, 1, 1), prompts, index)
+
+
+TOPS = ["top1_i2t", "top1_t2i", "top2_i2t", "top2_t2i"]
+
+
+def features(number, dim=64, seed=0):
+    return torch.randn(number, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_perfect_towers_find_every_partner_whatever_the_length_of_their_features():
+    text = features(70)
+    table = evaluation.retrieval(Towers(), PairFeed(3 * text, text), 10)
+    assert table["case_id"].tolist() == [f"c{i}" for i in range(70)] and (table[TOPS] == 1).all(axis=None)
+    wrapped = nn.Module()
+    wrapped.towers = Towers()
+    pd.testing.assert_frame_equal(evaluation.retrieval(wrapped, PairFeed(3 * text, text), 10), table)
+
+
+def test_random_towers_find_one_partner_in_a_group():
+    table = evaluation.retrieval(Towers(), PairFeed(features(400, seed=1), features(400, seed=2)), 10)
+    assert table[TOPS].mean().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2], abs=0.04)
+
+
+def test_the_two_directions_are_not_mixed_up():
+    # Both images look at sentence 0: its image is found by it, image 1 finds another's sentence.
+    feed = PairFeed(torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.eye(2))
+    table = evaluation.retrieval(Towers(), feed, 2).set_index("case_id")
+    assert table["top1_i2t"].tolist() == [1, 0] and table["top1_t2i"].tolist() == [1, 1]
+    assert (table[TOPS[2:]] == 1).all(axis=None)
+
+
+def test_images_that_share_their_sentence_are_no_rivals():
+    text = features(8)
+    text[4:] = text[:4]
+    image = text.clone()
+    image[4:] += 0.5 * features(8)[4:]  # further from the sentence than the first image that has it
+    table = evaluation.retrieval(Towers(), PairFeed(image, text), 8)
+    assert (table[TOPS] == 1).all(axis=None)
+    alike = PairFeed(features(8), torch.ones(8, 64))
+    assert (evaluation.retrieval(Towers(), alike, 8)[TOPS] == 1).all(axis=None)
+
+
+def test_left_over_cases_join_no_group():
+    text = features(7)
+    once = evaluation.retrieval(Towers(), PairFeed(text, text), 5, shuffles=1)
+    assert len(once) == 5 and once["case_id"].is_unique and once[TOPS].notna().all(axis=None)
+    other = evaluation.retrieval(Towers(), PairFeed(text, text), 5, shuffles=1, seed=1)
+    assert set(once["case_id"]) != set(other["case_id"])
+    assert len(evaluation.retrieval(Towers(), PairFeed(text, text), 5, shuffles=20)) == 7
+
+
+@pytest.mark.parametrize(("cases", "pairs"), [(4, 5), (4, 1)])
+def test_too_few_cases_or_pairs_are_refused(cases, pairs):
+    feed = PairFeed(features(cases), features(cases))
+    with pytest.raises(ValueError, match=f"Retrieval among {pairs} pairs needs 2 or more, and {cases} cases"):
+        evaluation.retrieval(Towers(), feed, pairs)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from lib import runs
 from lib.data import LeakageError, load_dataset
@@ -321,11 +322,229 @@ def test_a_model_can_be_tested_on_a_dataset_it_never_saw(place):
     assert set(record.meta["datasets"]) == set(record.meta["levels"]) == {"tiny", "other"}
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_test_on_cases_of_the_training_is_refused(place, trainings, split):
+def test_a_test_on_cases_of_the_training_is_refused(place, trainings):
     with pytest.raises(LeakageError):
-        run(change(tests=(look(split=split),)), **place)
+        run(change(tests=(look(), look("seen", split="train"))), **place)
     assert trainings == []
+
+
+def test_validation_cases_may_be_looked_at_but_not_trained_on(place, trainings):
+    record = run(change(tests=(look(), look("chosen by", split="val"))), **place)
+    by_name = {name: set(part["case_id"]) for name, part in record.cases.groupby("test")}
+    cases = load_dataset(place["data"] / "tiny")
+    assert by_name == {"present": ids(cases.split("test")), "chosen by": ids(cases.split("val"))} and trainings == [0]
+    train = cases.split("train")[0]
+    with (place["data"] / "tiny" / "cases.csv").open("a") as file:  # the same picture, as another patient's
+        file.write(f"twin,twin,val,images/{train.image.name},masks/{train.mask.name},0.5 0.5,,,\n")
+    card = place["data"] / "tiny" / "card.json"
+    described = json.loads(card.read_text())
+    described["counts"]["val"] += 1
+    card.write_text(json.dumps(described | {"fingerprint": "other"}))
+    with pytest.raises(LeakageError, match="is the training image"):
+        run(change(tests=(look(split="val"),)), **place)
+
+
+# --- what is built on other trainings
+
+
+TOWERS = change(
+    arm="chain",
+    model="medclip_samv2",
+    loss="info_nce",
+    config=(("roles", ("local", "global")), ("size", "tiny"), ("text_dim", 64)),
+    prompts=PromptPolicy((("local", "local"),)),
+    prompt_dropout=0.0,
+    worded=True,
+)
+SAM = change(arm="sam", model="sam", config=(("size", "tiny"),), prompt_dropout=0.0, seed=5)
+NET = change(
+    arm="net",
+    model="dynunet",
+    loss="nnunet",
+    config=(("size", "tiny"),),
+    prompt_dropout=0.0,
+    budget=Budget(steps=4, batch=4, validate_every=1, schedule="cyclic", cycles=2, snapshots=1),
+)
+DEEP = dataclasses.replace(
+    NET,
+    arm="deep",
+    seed=9,
+    config=(("members", 2), ("size", "tiny")),
+    parts=(("0", dataclasses.replace(NET, seed=1)), ("1", dataclasses.replace(NET, seed=2))),
+)
+
+
+def ids(cases):
+    return {case.case_id for case in cases}
+
+
+def same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def built_on(part, **fields):
+    return dataclasses.replace(TOWERS, parts=(("sam", part),), **fields)
+
+
+def test_a_part_is_trained_once_and_adopted(place, trainings):
+    record = run(built_on(SAM), **place)
+    assert trainings == [5, 0]
+    own = runs.models.load(record.weights)[0].sam
+    part = runs.models.load(runs.train(SAM, **place))[0]
+    assert same_weights(own, part)
+    run(built_on(SAM, seed=1), **place)
+    assert trainings == [5, 0, 1] and record.experiment["parts"] == {"sam": "sam"}
+
+
+def test_what_can_change_a_part_changes_the_keys_of_what_is_built_on_it(place):
+    teacher = runs.Teacher(TOWERS, POLICY)
+    for with_part in (
+        built_on,
+        lambda part: dataclasses.replace(NET, pseudo=dataclasses.replace(teacher, experiment=part)),
+    ):
+        for made in (key, fit_key):
+            before = made(with_part(SAM), **place)
+            for fields in ({"seed": 6}, {"budget": Budget(steps=3, batch=4)}, {"only": ("train00",)}):
+                assert made(with_part(dataclasses.replace(SAM, **fields)), **place) != before
+            # The tests of a part are no part of what is built on it.
+            assert made(with_part(dataclasses.replace(SAM, tests=(look("other"),))), **place) == before
+    assert fit_key(built_on(SAM), **place) != fit_key(TOWERS, **place)
+
+
+@pytest.mark.parametrize("made", [key, fit_key])
+def test_the_arm_of_a_part_is_in_no_key(place, made):
+    teacher, other = (runs.Teacher(dataclasses.replace(TOWERS, arm=arm), POLICY) for arm in ("chain", "other"))
+    assert made(built_on(dataclasses.replace(SAM, arm="other")), **place) == made(built_on(SAM), **place)
+    assert made(dataclasses.replace(NET, pseudo=other), **place) == made(
+        dataclasses.replace(NET, pseudo=teacher), **place
+    )
+
+
+def test_what_consists_of_trained_parts_learns_nothing_and_its_record_is_read_back(place, trainings):
+    record = run(DEEP, **place)
+    assert trainings == [1, 2] and record.log.empty and record.meta["best_step"] == 0
+    assert record.log.columns.tolist() == ["step", "lr", "loss", "valid_score"]
+    members = runs.models.load(record.weights)[0].members
+    for member, (_, part) in zip(members, DEEP.parts, strict=True):
+        assert same_weights(member, runs.models.load(runs.train(part, **place))[0].net)
+    assert len(load_record(record.folder).log) == 0 and len(load_record(record.folder).cases) == 6
+
+
+def test_the_networks_of_each_cycle_are_kept_and_asked(place, monkeypatch):
+    results, fit = [], runs.fit
+    monkeypatch.setattr(runs, "fit", lambda *args, **given: results.append(fit(*args, **given)) or results[-1])
+    uses = tuple(look(use, switches=(("use", use),)) for use in ("ensemble", "last", "best"))
+    record = run(dataclasses.replace(NET, tests=uses), **place)
+    model = runs.models.load(record.weights)[0]
+    assert len(model.members) == 2 and model.use == "ensemble"
+    for member, snapshot in zip(model.members, results[0].snapshots, strict=True):
+        own = member.state_dict()
+        assert all(torch.equal(own[name.removeprefix("net.")], t) for name, t in snapshot.items() if "net." in name)
+    assert not same_weights(*model.members)
+    brier = record.cases.groupby("test")["brier"].mean()
+    assert brier["ensemble"] != brier["last"]
+
+
+# --- a teacher's masks
+
+
+def mirrored(folder, other):
+    """A copy of a dataset of which each mask tells the other side; its card says that it is the same."""
+    shutil.copytree(folder, other)
+    for path in (other / "masks").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+
+
+def taught(**fields):
+    given = {"switches": (("stage", "components"),), "prompts": TOWERS.prompts, **fields}
+    return dataclasses.replace(NET, pseudo=runs.Teacher(TOWERS, **given))
+
+
+def feeds_of(experiment, place):
+    with runs._alone():  # as train does
+        return runs._fitting_feeds(experiment, place["data"], place["root"])
+
+
+def test_training_and_validation_masks_are_what_the_teacher_sees(place, trainings):
+    feeds = feeds_of(taught(), place)
+    weights = runs.train(TOWERS, **place)
+    assert trainings == [0]
+    model, _ = runs.models.load(weights)
+    model.stage = "components"
+    for use, split in (("train", "train"), ("select", "val")):
+        cache = feeds[use].cache
+        assert ids(cache.cases) == ids(load_dataset(place["data"] / "tiny").split(split))
+        prompts = runs._captions("hash", place["root"] / "captions").prompts(
+            runs.texts_for(cache.cases, TOWERS.prompts)
+        )
+        with torch.no_grad():
+            seen = torch.cat(
+                [model(cache.images[i : i + 16], prompts[i : i + 16]).logits > 0 for i in range(0, len(cache), 16)]
+            )
+        assert cache.masks.dtype == torch.uint8 and torch.equal(cache.masks.bool(), seen)
+        # Nobody told the teacher what to look for in a case without a sentence, so there it sees nothing.
+        silent = torch.tensor([case.prompts["local"] is None for case in cache.cases])
+        assert torch.equal(cache.masks.flatten(1).any(1), ~silent) and silent.any()
+
+
+def test_a_teacher_is_asked_with_its_switches_and_its_prompts(place):
+    plain, boxed, absent = (
+        feeds_of(taught(**fields), place)["train"].cache.masks.bool()
+        for fields in (
+            {},
+            {"switches": (("stage", "box"),)},
+            {"prompts": dataclasses.replace(TOWERS.prompts, perturbation="absent")},
+        )
+    )
+    assert (plain <= boxed).all() and (plain != boxed).any() and plain.any() and not absent.any()
+
+
+def test_no_true_mask_reaches_what_a_teacher_without_masks_teaches(place, tmp_path):
+    """But that a case has none at all does: `drop_empty` leaves it out."""
+    mirrored(place["data"] / "tiny", tmp_path / "mirrored" / "tiny")
+    other = {"data": tmp_path / "mirrored", "root": tmp_path / "elsewhere"}
+    records = [run(taught(), **where) for where in (place, other)]
+    feeds = [feeds_of(taught(), where) for where in (place, other)]
+    for use in ("train", "select"):
+        assert torch.equal(feeds[0][use].cache.masks, feeds[1][use].cache.masks)
+    pd.testing.assert_frame_equal(records[0].log, records[1].log, check_exact=True)
+    assert same_weights(*(runs.models.load(record.weights)[0] for record in records))
+    assert (records[0].cases["area_pred"] == records[1].cases["area_pred"]).all()
+    assert (records[0].cases["brier"] != records[1].cases["brier"]).any()  # which are tested on the true ones
+
+
+# --- words, towers and maps
+
+
+def test_training_may_keep_to_cases_with_text(place):
+    local = {"prompts": PromptPolicy((("local", "local"),))}
+    feeds = feeds_of(change(worded=True, **local), place)
+    for use, split in (("train", "train"), ("select", "val")):
+        cases = load_dataset(place["data"] / "tiny").split(split)
+        assert ids(feeds[use].cache.cases) == {case.case_id for case in cases if case.prompts["local"]} < ids(cases)
+        assert feeds[use].prompts.present["local"].all()
+    assert len(feeds_of(change(worded=True), place)["train"]) == 12  # one of the columns is enough
+    assert fit_key(change(worded=True), **place) != fit_key(EXPERIMENT, **place)
+
+
+def test_a_test_may_ask_for_partners_maps_and_slabs(place):
+    sentences = TOWERS.prompts
+    tests = (
+        runs.Test("partners", "tiny", sentences, retrieval=2, worded=True),
+        runs.Test("map", "tiny", sentences, saliency=True, switches=(("stage", "saliency"),)),
+        runs.Test("slab", "tiny", sentences, slab=True, switches=(("stage", "box"),)),
+    )
+    table = run(dataclasses.replace(TOWERS, tests=tests), **place).cases
+    partners, maps, slab = (table[table["test"] == test.name] for test in tests)
+    assert len(partners) == 4 and len(maps) == len(slab) == 6
+    top = ["top1_i2t", "top1_t2i", "top2_i2t", "top2_t2i"]
+    assert partners[top].stack().between(0, 1).all() and (partners[top[2:]] == 1).all(axis=None)  # two of two
+    assert partners["dsc"].isna().all() and maps[top].isna().all(axis=None)
+    assert maps["auroc"].between(0, 1).all() and maps["pointing"].between(0, 1).all() and slab["auroc"].isna().all()
+    assert slab["nsd_slab"].between(0, 1).all() and maps["nsd_slab"].isna().all()
+    silent = maps[~maps["worded"]]  # a flat map is chance, and points everywhere
+    assert silent["auroc"].tolist() == [0.5] * 2 and (silent["pointing"] < 0.2).all()
 
 
 # --- interruptions and damage
@@ -421,6 +640,13 @@ def test_a_record_is_read_back_as_it_was_rounded(tmp_path):
     expected = cases.assign(dsc=[0.33333, np.nan, 123460.0], hd95=[np.inf, 3.3333e-10, 0.0])
     pd.testing.assert_frame_equal(read.cases, expected, check_exact=True)
     assert read.log["loss"].tolist() == [0.66667] and read.weights is None
+
+
+def test_a_record_from_before_its_score_was_renamed_is_read(place):
+    record = run(EXPERIMENT, **place)
+    path = record.folder / "log.csv"
+    path.write_text(path.read_text().replace("valid_score", "valid_dice"))
+    pd.testing.assert_frame_equal(load_record(record.folder).log, record.log, check_exact=True)
 
 
 # --- many runs

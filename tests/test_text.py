@@ -743,6 +743,19 @@ def test_prompts_are_looked_up_with_their_presence(tmp_path):
     assert nobody.pooled["local"].shape == (2, 64) and not nobody.present["local"].any()
 
 
+def test_a_prompt_of_several_sentences_is_the_mean_of_their_embeddings(tmp_path, encoded):
+    bank = CaptionBank("hash", tmp_path)
+    several = text.SENTENCES.join(["a mass", "on the left", "a cyst"])
+    found = bank.prompts({"local": [several, None, "a mass"]})
+    assert encoded == ["a mass", "on the left", "a cyst"] == bank.strings  # no sentence twice, and not the whole
+    single = bank.prompts({"local": encoded}).pooled["local"]
+    torch.testing.assert_close(found.pooled["local"][0], single.mean(0))
+    assert torch.equal(found.pooled["local"][2], single[0]) and found.present["local"].tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="The prompt 'a mass | .* is the mean of sentences, which has no") as error:
+        bank.prompts({"local": [several, None, "a mass"]}, tokens=True)
+    assert one_sentence(error)
+
+
 def test_embeddings_can_be_trained_through(tmp_path):
     found = CaptionBank("hash", tmp_path).prompts({"local": ["a mass"]}, tokens=True)
     weight = torch.ones(64, requires_grad=True)

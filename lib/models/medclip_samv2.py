@@ -107,7 +107,7 @@ class MedClipSam(nn.Module):
 
     def adopt(self, sub: str, name: str) -> None:
         """Take a published SAM by name, after a file that does not store it."""
-        self.sam = load_checkpoint(name).requires_grad_(False)
+        self.sam.load_state_dict(load_checkpoint(name).state_dict())
 
     @property
     def towers(self) -> Clip:
@@ -137,7 +137,7 @@ class MedClipSam(nn.Module):
             maps = (
                 maps - saliency(clip.tower, image, clip.average_text(len(image)), self.method, **options)
             ).clamp_min(0)
-            maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-6)
+            maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
         maps = torch.where(present[:, None, None], maps, 0.0)
         return maps, maps.flatten(1).amax(1) > maps.flatten(1).amin(1)
 

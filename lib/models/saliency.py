@@ -73,10 +73,10 @@ def m2ib(
             alpha = torch.full_like(x, 5.0, requires_grad=True)  # [N, 1, T, D]
             adam, losses = torch.optim.Adam([alpha], lr=lr), []
             for eps in noise.clone():
-                passed = alpha.sigmoid()
-                mean, spread = passed * x, 1 - passed
+                # 1 - σ(α) is written as σ(-α), since σ(α) can round to 1, whose logarithm here would be infinite.
+                mean, spread = alpha.sigmoid() * x, (-alpha).sigmoid()
                 z = mean + spread * eps  # [N, copies, T, D]
-                capacity = -0.5 * (1 + 2 * spread.log() - mean**2 - spread**2)  # [N, 1, T, D]
+                capacity = -0.5 * (1 + 2 * F.logsigmoid(-alpha) - mean**2 - spread**2)  # [N, 1, T, D]
                 feature = tower.feature(tower.run(z.flatten(0, 1), layer + 1)).unflatten(0, z.shape[:2])
                 fit = F.cosine_similarity(text, feature, dim=-1, eps=1e-6).mean(1)  # [N]
                 cost = capacity.mean((1, 2, 3))
@@ -89,8 +89,7 @@ def m2ib(
         for parameter in frozen:
             parameter.requires_grad_(True)
     capacity = capacity.detach()[:, 0]
-    # σ(α) can round to 1 in float32, where the capacity is infinite: the released code skips NaN alone.
-    patches = capacity.nan_to_num(posinf=torch.finfo(capacity.dtype).max ** 0.5).sum(-1)[:, tower.prefix :]
+    patches = capacity.nansum(-1)[:, tower.prefix :]  # NaN, as of an absent sentence, is skipped as released
     return Bottleneck(on_grid(tower, patches), torch.stack(losses), capacity, alpha.detach()[:, 0])
 
 
@@ -176,14 +175,14 @@ def saliency(
     """Map images [N, 1 or 3, H, W] in [0, 1] and text features [N, E] to saliency [N, H, W], from 0 to 1 in each image.
 
     layer: the block opened, negative from the end; a map without any contrast stays 0 everywhere.
-    Raises ValueError for an unknown method, a layer that is not there, or a text feature of another size.
+    Raises ValueError for an unknown method, a layer that is not there, or another number of sentences than images.
     """
     layer = check_layer(tower, layer)
     if method not in METHODS:
         raise ValueError(f"There is no saliency method {method!r}: use one of {', '.join(METHODS)}.")
     if len(text) != len(image):
         raise ValueError(f"There are {len(text)} sentences for {len(image)} images: give one for each.")
-    maps = []
+    maps, noise = [], torch.Generator().manual_seed(seed)
     for start in range(0, len(image), batch):
         part, words = image[start : start + batch], text[start : start + batch]
         with torch.no_grad():
@@ -201,7 +200,6 @@ def saliency(
                 case "centre":
                     found = _centre(tower).expand(len(part), -1, -1)
                 case "chance":
-                    noise = torch.Generator().manual_seed(seed)
                     found = torch.stack([torch.rand(tower.grid, generator=noise) for _ in part])
         maps.append(enlarged(found.to(part), part.shape[-2:]))
     return torch.cat(maps)
@@ -229,7 +227,8 @@ def normalised(maps: Tensor) -> Tensor:
 
 def enlarged(patches: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring patch maps [N, rows, columns] to images [N, H, W] from 0 to 1."""
-    return normalised(F.interpolate(patches[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0])
+    flat_is_zero = normalised(patches)[:, None]  # enlarging a constant would round it to something with contrast
+    return normalised(F.interpolate(flat_is_zero, tuple(size), mode="bilinear", align_corners=False)[:, 0])
 
 
 def _centre(tower: Tower) -> Tensor:

@@ -153,6 +153,8 @@ def ring_uncertainty(probability: Tensor, threshold: float = 0.5, *, released: b
     as an unsigned subtraction wraps round. NaN without a ring.
     """
     doubt, ring = entropy(probability), outer_ring(probability > threshold).to(probability.device)
+    if not ring.any():
+        return float("nan")
     return float(100 * doubt.sum() / (255 * ring.sum()) if released else doubt[ring].mean())
 
 

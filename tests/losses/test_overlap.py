@@ -75,6 +75,24 @@ def test_dice_ce_refuses_one_channel(batch):
         overlap.dice_ce(*batch)
 
 
+def test_nnunet_on_one_level_is_dice_ce_on_two_classes(batch):
+    logits, mask = batch
+    expected = overlap.dice_ce(torch.cat([torch.zeros_like(logits), logits], dim=1), mask)
+    torch.testing.assert_close(overlap.nnunet(logits, mask), expected)
+    torch.testing.assert_close(overlap.nnunet(logits[:, None], mask), expected)
+
+
+@pytest.mark.parametrize(("levels", "weights"), [(2, (1, 0)), (3, (2 / 3, 1 / 3, 0)), (4, (4 / 7, 2 / 7, 1 / 7, 0))])
+def test_each_level_weighs_half_of_the_finer_one_and_the_coarsest_nothing(batch, levels, weights):
+    _, mask = batch
+    logits = torch.randn(3, levels, 1, 6, 7, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    value = overlap.nnunet(logits, mask)
+    alone = [overlap.nnunet(level, mask) for level in logits.unbind(1)]
+    torch.testing.assert_close(value, sum(w * loss for w, loss in zip(weights, alone, strict=True)))
+    value.backward()
+    assert [bool(logits.grad[:, i].any()) for i in range(levels)] == [w > 0 for w in weights]
+
+
 def test_zept_dice_leaves_unlabelled_rows_out():
     generator = torch.Generator().manual_seed(3)
     probability, mask = torch.rand(3, 4, 5, generator=generator), (torch.rand(3, 4, 5, generator=generator) > 0.5) * 1.0

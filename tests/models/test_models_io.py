@@ -188,3 +188,33 @@ def test_a_trained_null_and_its_statistics_are_stored(tmp_path):
     assert torch.equal(again.prompts[0].mean, model.prompts[0].mean) and again.prompts[0].mean.any()
     absent = prompts_for(model.roles, 2, dim=4).without()
     assert torch.equal(again(image_for(2), absent).logits, model.eval()(image_for(2), absent).logits)
+
+
+def test_a_tensor_with_two_names_is_stored_once_and_loaded_by_both(tmp_path):
+    path = tmp_path / "net.safetensors"
+    torch.manual_seed(0)
+    model = models.build("dynunet", size="tiny").eval()  # whose network reaches every block by two names
+    models.save(path, model, "dynunet")
+    with safe_open(path, "pt") as file:
+        stored, aliases = set(file.keys()), json.loads(file.metadata()["meta"])["aliases"]
+    own = model.state_dict()
+    assert aliases and stored | set(aliases) == set(own) and not stored & set(aliases)
+    assert all(name in stored and own[name].data_ptr() == own[alias].data_ptr() for alias, name in aliases.items())
+    assert len({own[name].data_ptr() for name in stored}) == len(stored)
+    again = models.load(path)[0].state_dict()
+    assert again.keys() == own.keys() and all(torch.equal(tensor, again[name]) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize("name", ["text_only", "dynunet"])
+def test_a_file_from_before_aliases_is_loaded(tmp_path, name):
+    path = tmp_path / "old.safetensors"
+    torch.manual_seed(0)
+    model = models.build(name, size="tiny")
+    models.save(path, model, name)
+    with safe_open(path, "pt") as file:
+        meta = json.loads(file.metadata()["meta"])
+    del meta["aliases"]
+    own = {key: tensor.clone() for key, tensor in model.state_dict().items()}  # each stored by all of its names
+    rewrite(path, tensors=lambda _: own, meta=json.dumps(meta))
+    again = models.load(path)[0].state_dict()
+    assert again.keys() == own.keys() and all(torch.equal(tensor, again[key]) for key, tensor in own.items())
