@@ -203,7 +203,7 @@ class MedClipSam(nn.Module):
         """Towers that learned nothing, the same ones each time; text keeps its standardisation."""
         if not self._untrained:
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+                torch.manual_seed(2**31 - 1)  # no experiment begins there
                 blank = Clip(self.clip.config, book_tower(self.clip.config)).eval()
                 blank.prompts.load_state_dict(self.clip.prompts.state_dict())
                 self._untrained.append(blank)

@@ -26,7 +26,7 @@ class DynUNetConfig:
     """Widths of nnU-Net's plan for 2-D images of 224 to 256 pixels, as nnU-Net v2 draws it up."""
 
     filters: tuple[int, ...] = (32, 64, 128, 256, 512, 512)
-    supervised: int = 2  # ours: levels below the finest that are supervised too, weights 2^-i; nnU-Net: all but two
+    supervised: int = 2  # levels below the finest with an output, the last of which weighs nothing (nnU-Net)
     members: int = 0  # networks kept beside the best one
     cycles: int = 3
 
