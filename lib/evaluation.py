@@ -401,12 +401,13 @@ def retrieval(model: nn.Module, feed, pairs: int, *, shuffles: int = 5, seed: in
             raise ValueError(
                 f"Retrieval among {pairs} pairs needs 2 or more, and {len(text)} cases have a sentence: ask for fewer."
             )
+        directions = nn.functional.normalize(text, dim=-1)
         hits, times = torch.zeros(len(text), 4, device=device), torch.zeros(len(text), 1, device=device)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(shuffles):
             order = torch.randperm(len(text), generator=generator).to(device)
             for group in order[: len(text) // pairs * pairs].view(-1, pairs):
-                similarity = image[group] @ nn.functional.normalize(text[group], dim=-1).T
+                similarity = image[group] @ directions[group].T
                 found = [retrieved(similarity, text[group], top) for top in (1, 2)]
                 hits[group] += torch.cat(found).T.float()
                 times[group] += 1

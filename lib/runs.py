@@ -371,9 +371,9 @@ def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Pat
     name = fit_key(experiment, data, root)
     path = root / "weights" / f"{name}.safetensors"
     checkpoint = root / "checkpoints" / f"{name}.pt"
-    built_on = {part: train(other, data=data, root=root) for part, other in experiment.parts}
     with _alone(), _lock(root, name):
         if not (path.is_file() and path.with_suffix(".json").is_file()):
+            built_on = {part: train(other, data=data, root=root) for part, other in experiment.parts}
             feeds = _fitting_feeds(experiment, data, root)
             torch.manual_seed(experiment.seed)
             model = models.build(experiment.model, **dict(experiment.config))

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from lib.models import Prediction, configure
 from lib.models.clip import CLIP_SIZES, Clip, ClipConfig, book_tower, build_clip
+from lib.models.coarse import METHODS as CLEANUPS
 from lib.models.coarse import boxes, coarse_mask, keep_largest, points
 from lib.models.saliency import METHODS, check_layer, saliency
-from lib.models.sam import CHECKPOINTS, Sam, SamFeatures, SamPrompts, build_sam, load_checkpoint
+from lib.models.sam import CHECKPOINTS, Sam, SamFeatures, SamPrompts, bounding_boxes, build_sam, load_checkpoint
 from lib.text import Prompts
 
 STAGES = ("saliency", "binary", "components", "box", "sam")
-CLEANUPS = ("otsu", "two_means", "threshold")
 SAM_PROMPTS = ("box", "points", "both")
 SURE = 6.0  # the logit of a pixel that a mask without probabilities holds, .998
 
@@ -90,9 +90,8 @@ class MedClipSam(nn.Module):
             "contrast": (False, True),
             "trained": (True, False),
         }
-        for name in ("stage", "method", "layer", "beta", "copies", "cleanup", "components", "sam_prompt"):
+        for name in (*self.switches, "copies"):
             setattr(self, name, getattr(config, name))
-        self.contrast, self.trained = config.contrast, config.trained
         self.layer = check_layer(clip.tower, config.layer)
         self._untrained: list[Clip] = []  # not a module of this one: it is not stored
 
@@ -150,16 +149,17 @@ class MedClipSam(nn.Module):
 
     def prompts_from_mask(self, coarse: Tensor) -> SamPrompts:
         """One box around each coarse mask [B, H, W], ten points inside it (released), or both."""
-        masks, found = coarse.cpu().numpy(), coarse.flatten(1).any(1).cpu()
-        box = torch.full((len(masks), 1, 4), torch.nan)
-        place, label = torch.zeros(len(masks), 1, 10, 2), torch.full((len(masks), 1, 10), -1)
-        for i in found.nonzero().flatten().tolist():
-            if self.sam_prompt != "points":
-                box[i, 0] = torch.as_tensor(boxes(masks[i])[0])
-            drawn = torch.as_tensor(points(masks[i], positive=10, seed=0))
-            place[i, 0, : len(drawn)], label[i, 0, : len(drawn)] = drawn.float(), 1
-        pointed = {"points": place, "labels": label} if self.sam_prompt != "box" else {}
-        return SamPrompts(boxes=box, present=found, **pointed).to(coarse.device)
+        inside = coarse.cpu()
+        given = {"present": inside.flatten(1).any(1)}
+        if self.sam_prompt != "points":
+            given["boxes"] = bounding_boxes(inside)[:, None]
+        if self.sam_prompt != "box":
+            place, label = torch.zeros(len(inside), 1, 10, 2), torch.full((len(inside), 1, 10), -1)
+            for i in given["present"].nonzero().flatten().tolist():
+                drawn = torch.as_tensor(points(inside[i].numpy(), positive=10, seed=0))
+                place[i, 0, : len(drawn)], label[i, 0, : len(drawn)] = drawn.float(), 1
+            given |= {"points": place, "labels": label}
+        return SamPrompts(**given).to(coarse.device)
 
     def segment(self, features: SamFeatures, prompts: SamPrompts, coarse: Tensor) -> Tensor:
         """Let SAM draw logits [B, 1, H, W], of which as many components are kept as the coarse mask has (released)."""

@@ -99,10 +99,7 @@ class SnapshotUNet(nn.Module):
         if self.use == "last_cycle":
             nets = nets[-max(1, len(nets) // self.config.cycles) :]
         turns = [(), (-1,), (-2,), (-2, -1)] if self.use == "flips" else [()]
-        answers = [net(image.flip(axes) if axes else image) for net in nets for axes in turns]
-        answers = [
-            answer.flip(turns[i % len(turns)]) if turns[i % len(turns)] else answer for i, answer in enumerate(answers)
-        ]
+        answers = [net(image.flip(axes)).flip(axes) for net in nets for axes in turns]
         return answers[0] if len(answers) == 1 else torch.logit(ensemble(torch.stack(answers).sigmoid()), eps=1e-6)
 
     def decode(self, features: Tensor, prompts: Prompts) -> Prediction:
