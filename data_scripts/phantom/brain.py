@@ -14,6 +14,7 @@ from phantom.parts import (
     Phantom,
     blob,
     check,
+    command,
     draw_word,
     grid,
     index_of,
@@ -440,9 +441,8 @@ def write_brain(
         "title": "Brain-tumour phantom",
         "modality": "brain MRI, T1 after contrast",
         "classes": {"tumor": 1},
-        "source": (
-            f"python data_scripts/phantoms.py brain --out data/{out.name} --n {n} --size {size} --seed {seed} "
-            f"--ambiguous {ambiguous:g} --text-share {text_share:g} --splits {','.join(f'{s:g}' for s in splits)}"
+        "source": command(
+            "brain", out, n=n, size=size, seed=seed, ambiguous=ambiguous, text_share=text_share, splits=splits
         ),
         "prompts": BRAIN_PROMPTS,
         "notes": [

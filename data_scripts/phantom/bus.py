@@ -10,6 +10,7 @@ from mask_words import lesion_sentence, pixel_sentence
 from phantom.parts import (
     Phantom,
     check,
+    command,
     draw_word,
     grid,
     index_of,
@@ -553,9 +554,8 @@ def write_bus(
         "title": "Breast-ultrasound phantom",
         "modality": "ultrasound",
         "classes": {"lesion": 1},
-        "source": (
-            f"python data_scripts/phantoms.py bus --out data/{out.name} --n {n} --size {size} --seed {seed} "
-            f"--ambiguous {ambiguous:g} --text-share {text_share:g} --splits {','.join(f'{s:g}' for s in splits)}"
+        "source": command(
+            "bus", out, n=n, size=size, seed=seed, ambiguous=ambiguous, text_share=text_share, splits=splits
         ),
         "prompts": BUS_PROMPTS,
         "notes": [

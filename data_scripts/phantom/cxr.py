@@ -11,6 +11,7 @@ from phantom.parts import (
     Phantom,
     blob,
     check,
+    command,
     grid,
     index_of,
     patient_of,
@@ -407,10 +408,16 @@ def write_cxr(
         "title": "Chest X-ray phantom",
         "modality": "chest radiography",
         "classes": {"infection": 1},
-        "source": (
-            f"python data_scripts/phantoms.py cxr --out data/{out.name} --n {n} --size {size} --seed {seed} "
-            f"--ambiguous {ambiguous:g} --text-share {text_share:g} --framing {framing:g} "
-            f"--splits {','.join(f'{s:g}' for s in splits)}"
+        "source": command(
+            "cxr",
+            out,
+            n=n,
+            size=size,
+            seed=seed,
+            ambiguous=ambiguous,
+            text_share=text_share,
+            framing=framing,
+            splits=splits,
         ),
         "prompts": CXR_PROMPTS,
         "notes": [

@@ -163,6 +163,16 @@ def index_of(case_id: str, prefix: str) -> int:
     return int(found[1])
 
 
+def command(kind: str, out: Path, *, splits: tuple[float, ...], **options: float) -> str:
+    """The command line that makes a dataset of this kind again, for its card."""
+    given = {**options, "splits": ",".join(f"{share:g}" for share in splits)}
+    words = [
+        f"--{name.replace('_', '-')} {x:g}" if isinstance(x, float) else f"--{name.replace('_', '-')} {x}"
+        for name, x in given.items()
+    ]
+    return " ".join([f"python data_scripts/phantoms.py {kind} --out data/{out.name}", *words])
+
+
 def write(
     out: Path,
     card: dict,

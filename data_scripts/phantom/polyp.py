@@ -10,6 +10,7 @@ from phantom.parts import (
     Phantom,
     blob,
     check,
+    command,
     draw_word,
     grid,
     index_of,
@@ -388,9 +389,8 @@ def write_polyp(
         "title": "Colonoscopy phantom",
         "modality": "colonoscopy",
         "classes": {"polyp": 1},
-        "source": (
-            f"python data_scripts/phantoms.py polyp --out data/{out.name} --n {n} --size {size} --seed {seed} "
-            f"--ambiguous {ambiguous:g} --text-share {text_share:g} --splits {','.join(f'{s:g}' for s in splits)}"
+        "source": command(
+            "polyp", out, n=n, size=size, seed=seed, ambiguous=ambiguous, text_share=text_share, splits=splits
         ),
         "prompts": POLYP_PROMPTS,
         "notes": [
