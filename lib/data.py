@@ -21,8 +21,9 @@ import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.files import DataError, full_disk, sha256_file
 from lib.text import Prompts, role_of
@@ -30,6 +31,7 @@ from lib.text import Prompts, role_of
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 COLUMNS = ("case_id", "patient_id", "split", "image", "mask", "spacing")
+OUTCOME = ("time", "event")  # columns of datasets that know how long patients lived
 
 
 class LeakageError(ValueError):
@@ -55,8 +57,8 @@ class Card(BaseModel, extra="forbid"):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     title: str
     modality: str
-    dims: Literal[2, 3]
-    classes: dict[str, int] = Field(min_length=1)  # foreground class -> its value in a loaded mask
+    dims: Literal[0, 2, 3]  # 0: records of patients, without images
+    classes: dict[str, int]  # what is outlined -> its number, in the order in which a volume's cases stand
     level: Literal["P", "S", "R"]  # phantom, semi-synthetic, real
     licence: str
     citation: str
@@ -75,19 +77,39 @@ class Card(BaseModel, extra="forbid"):
                 raise ValueError(f"column '{column}' is described as role '{described.role}'")
         return prompts
 
+    @model_validator(mode="after")
+    def _images_show_something(self) -> Self:
+        if self.dims and not self.classes:
+            raise ValueError("classes: a dataset with images names at least one")
+        return self
+
 
 @dataclass(frozen=True)
 class Case:
-    """One image with its mask and its prompts; spacing in mm, in array order (rows first)."""
+    """One image with one mask and the prompts that ask for it; spacing in mm, in array order (slices or rows first).
+
+    A volume with several structures is several cases that share an image; a record without an image has neither.
+    """
 
     dataset: str
     case_id: str
     patient_id: str
     split: str
-    image: Path
-    mask: Path
+    image: Path | None
+    mask: Path | None
     spacing: tuple[float, ...]
     prompts: dict[str, str | None]
+    outcome: tuple[float, bool] | None = None  # days until the event (or the last visit), and whether it came
+
+    @property
+    def volume(self) -> str:
+        """The name of the image, which in a volume with several structures is the start of the case id."""
+        return self.image.name.removesuffix(".gz").rpartition(".")[0] if self.image else self.case_id
+
+    @property
+    def target(self) -> str:
+        """The structure of a volume that this case is about, a class of the card; empty where there is but one."""
+        return self.case_id.removeprefix(self.volume).removeprefix(".")
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,7 @@ def load_dataset(folder: str | Path, *, verify: bool = False) -> Dataset:
     cases = _read_cases(root, card)
     for case in cases:
         for path in (case.image, case.mask):
-            if not path.is_file():
+            if path and not path.is_file():
                 raise DataError(f"{path} is listed in cases.csv and missing: make the dataset again.")
     if verify:
         if _fingerprint(root) != card.fingerprint:
@@ -129,7 +151,8 @@ def load_dataset(folder: str | Path, *, verify: bool = False) -> Dataset:
                 "or damaged: make the dataset again."
             )
         for case in cases:
-            _decode(case, channels=None)
+            if case.image:
+                _decode(case, channels=None)
     return Dataset(root, card, cases)
 
 
@@ -157,13 +180,14 @@ def _read_cases(root: Path, card: Card) -> tuple[Case, ...]:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table ({error}): make the dataset again.") from error
+    known = (*COLUMNS, *OUTCOME) if set(OUTCOME) <= set(header) else COLUMNS
     for column in header:
-        if column not in COLUMNS:
+        if column not in known:
             _known_role(column, path)
     for column in (*COLUMNS, *card.prompts):
         if column not in header:
             raise DataError(f"{path} lacks the column '{column}': add it or make the dataset again.")
-    if undescribed := [c for c in header if c not in COLUMNS and c not in card.prompts]:
+    if undescribed := [c for c in header if c not in known and c not in card.prompts]:
         raise DataError(
             f"{path} has the prompt column '{undescribed[0]}' of which card.json does not tell the origin: "
             "describe it there under prompts."
@@ -184,8 +208,10 @@ def _known_role(column: str, path: Path) -> None:
 
 
 def _case(root: Path, card: Card, row: dict[str, str]) -> Case:
-    def inside(name: str) -> Path:
+    def inside(name: str) -> Path | None:
         path = PurePosixPath(name)
+        if not name and card.dims == 0:
+            return None
         if not name or path.is_absolute() or ".." in path.parts:
             raise DataError(
                 f"{root / 'cases.csv'} gives '{name}' as a file of case '{row['case_id']}': "
@@ -211,7 +237,24 @@ def _case(root: Path, card: Card, row: dict[str, str]) -> Case:
         mask=inside(row["mask"]),
         spacing=spacing,
         prompts={column: row[column] or None for column in card.prompts},
+        outcome=_outcome(root, row),
     )
+
+
+def _outcome(root: Path, row: dict[str, str]) -> tuple[float, bool] | None:
+    days, event = row.get("time", ""), row.get("event", "")
+    if not days and not event:
+        return None
+    try:
+        time = float(days)
+    except ValueError:
+        time = math.nan
+    if not 0 < time < math.inf or event not in ("0", "1"):
+        raise DataError(
+            f"{root / 'cases.csv'} gives case '{row['case_id']}' the outcome '{days}', '{event}': "
+            "expected a positive number of days and 1 for an event or 0 for the last visit."
+        )
+    return time, event == "1"
 
 
 def _check_cases(cases: Sequence[Case], card: Card, path: Path) -> None:
@@ -219,7 +262,15 @@ def _check_cases(cases: Sequence[Case], card: Card, path: Path) -> None:
         if times > 1 or not case_id:
             raise DataError(f"{path} has {times} rows with the case id '{case_id}': give each case its own.")
     home: dict[str, str] = {}
+    shared: dict[Path, Case] = {}
     for case in cases:
+        if case.image:
+            other = shared.setdefault(case.image, case)
+            if (other.spacing, other.outcome) != (case.spacing, case.outcome):
+                raise DataError(
+                    f"{path} gives the cases '{other.case_id}' and '{case.case_id}' of one image another spacing or "
+                    "outcome: repair it."
+                )
         if case.split not in SPLITS:
             raise DataError(
                 f"{path} puts case '{case.case_id}' into the split '{case.split}': use {', '.join(SPLITS)}."
@@ -314,47 +365,127 @@ class DatasetWriter:
         image: [*S] grey or [H, W, 3], uint8 or float in [0, 1]; mask: [*S] of 0 and 1 (or 255);
         spacing: mm per array axis, 1 where unknown; prompts: declared column -> text or None.
         """
-        dims, where = self._card.dims, f"case '{case_id}' of dataset '{self._card.name}'"
         image, mask = np.asarray(image), np.asarray(mask)
-        if not case_id or set(case_id) - set(_FILE_CHARACTERS):
-            raise DataError(f"The case id '{case_id}' cannot name a file: use letters, digits, '.', '_', '-'.")
-        if case_id in self._cases:
-            raise DataError(f"{where[0].upper()}{where[1:]} was added twice: give each case its own id.")
+        where = self._where(case_id)
+        self._check_image(image, where)
+        _check_mask(mask, image.shape[: self._card.dims], f"The mask of {where}")
+        self._register(case_id, patient_id, split, prompts, spacing=spacing, files=(case_id, case_id))
+        self._write(self._cases[case_id].image, image)
+        self._write(self._cases[case_id].mask, (mask > 0).astype(np.uint8) * (255 if self._card.dims == 2 else 1))
+
+    def add_volume(
+        self,
+        *,
+        case_id: str,
+        patient_id: str,
+        split: str,
+        image: np.ndarray,
+        masks: dict[str, np.ndarray],
+        spacing: Sequence[float],
+        prompts: dict[str, dict[str, str | None]],
+        outcome: tuple[float, bool] | None = None,
+    ) -> None:
+        """Add a volume with a mask for each class that is labelled in it: a case `<case_id>.<class>` for each.
+
+        image: [D, H, W] uint8 or float in [0, 1]; masks: class -> [D, H, W] of 0 and 1, all 0 where the structure is
+        labelled as absent; spacing: mm per array axis; prompts: class -> declared column -> text or None;
+        outcome: (days, event), the same for all volumes of a patient.
+        """
+        image, where = np.asarray(image), self._where(case_id)
+        if self._card.dims != 3:
+            raise DataError(f"{where[0].upper()}{where[1:]} is a volume: give its card 3 dims.")
+        self._check_image(image, where)
+        if unknown := set(masks) - set(self._card.classes):
+            raise DataError(
+                f"{where[0].upper()}{where[1:]} has a mask of '{min(unknown)}', which is no class of its card: "
+                f"use {', '.join(self._card.classes)}."
+            )
+        if not masks or masks.keys() != prompts.keys():
+            raise DataError(
+                f"{where[0].upper()}{where[1:]} has masks of {', '.join(masks) or 'nothing'} and prompts for "
+                f"{', '.join(prompts) or 'nothing'}: give both for the same classes."
+            )
+        for name in sorted(masks, key=list(self._card.classes).index):
+            _check_mask(np.asarray(masks[name]), image.shape, f"The mask of {name} of {where}")
+            row = f"{case_id}.{name}"
+            files = (case_id, row)
+            self._register(row, patient_id, split, prompts[name], spacing=spacing, files=files, outcome=outcome)
+            self._write(self._cases[row].mask, (np.asarray(masks[name]) > 0).astype(np.uint8))
+        self._write(self._cases[row].image, image)
+
+    def add_record(
+        self,
+        *,
+        case_id: str,
+        patient_id: str,
+        split: str,
+        prompts: dict[str, str | None],
+        outcome: tuple[float, bool] | None = None,
+    ) -> None:
+        """Add a patient's record without an image, to a dataset whose card has 0 dims; outcome: (days, event)."""
+        if self._card.dims:
+            raise DataError(f"The card of '{self._card.name}' has {self._card.dims} dims: records need a card with 0.")
+        self._register(case_id, patient_id, split, prompts, outcome=outcome)
+
+    def _where(self, case_id: str) -> str:
+        return f"case '{case_id}' of dataset '{self._card.name}'"
+
+    def _check_image(self, image: np.ndarray, where: str) -> None:
+        dims = self._card.dims
         colour = dims == 2 and image.ndim == 3 and image.shape[-1] == 3
         if image.ndim != dims + colour:
             raise DataError(
                 f"The image of {where} has the shape {image.shape}: expected {dims} axes"
                 + (", or a third one of 3 colours." if dims == 2 else ".")
             )
-        _check_mask(mask, image.shape[:dims], f"The mask of {where}")
         if image.dtype != np.uint8:
             _check_range(image, f"The image of {where}")
+
+    def _register(
+        self,
+        case_id: str,
+        patient_id: str,
+        split: str,
+        prompts: dict[str, str | None],
+        *,
+        spacing: Sequence[float] = (),
+        files: tuple[str, str] | None = None,
+        outcome: tuple[float, bool] | None = None,
+    ) -> None:
+        """Check and keep the row of a case; files: the stems of its image and its mask."""
+        where = self._where(case_id)
+        if not case_id or set(case_id) - set(_FILE_CHARACTERS):
+            raise DataError(f"The case id '{case_id}' cannot name a file: use letters, digits, '.', '_', '-'.")
+        if case_id in self._cases:
+            raise DataError(f"{where[0].upper()}{where[1:]} was added twice: give each case its own id.")
         if unknown := set(prompts) - set(self._card.prompts):
             raise DataError(
                 f"The prompts of {where} have the column '{min(unknown)}', which its card does not describe: "
                 f"use {', '.join(self._card.prompts) or 'none'}."
             )
-        suffix = ".png" if dims == 2 else ".nii.gz"
-        case = Case(
+        if len(spacing) != self._card.dims or not all(0 < number < math.inf for number in spacing):
+            raise DataError(
+                f"The spacing of {where} is {tuple(spacing)}: expected {self._card.dims} positive numbers in mm."
+            )
+        suffix = ".png" if self._card.dims == 2 else ".nii.gz"
+        self._cases[case_id] = Case(
             dataset=self._card.name,
             case_id=case_id,
             patient_id=patient_id,
             split=split,
-            image=self._draft / "images" / f"{case_id}{suffix}",
-            mask=self._draft / "masks" / f"{case_id}{suffix}",
+            image=self._draft / "images" / f"{files[0]}{suffix}" if files else None,
+            mask=self._draft / "masks" / f"{files[1]}{suffix}" if files else None,
             spacing=tuple(float(number) for number in spacing),
             prompts={column: prompts.get(column) or None for column in self._card.prompts},
+            outcome=outcome and (float(outcome[0]), bool(outcome[1])),
         )
-        if dims == 2:
-            if image.dtype != np.uint8:
-                image = np.round(image * 255).astype(np.uint8)
-            _write_png(case.image, image)
-            _write_png(case.mask, (mask > 0).astype(np.uint8) * 255)
+
+    def _write(self, path: Path, array: np.ndarray) -> None:
+        if self._card.dims == 2:
+            _write_png(path, array if array.dtype == np.uint8 else np.round(array * 255).astype(np.uint8))
         else:
-            image = image if image.dtype == np.uint8 else image.astype(np.float32)
-            _write_nifti(case.image, image, case.spacing)
-            _write_nifti(case.mask, (mask > 0).astype(np.uint8), case.spacing)
-        self._cases[case_id] = case
+            array = array if array.dtype == np.uint8 else array.astype(np.float32)
+            _write_nifti(path, array, next(reversed(self._cases.values())).spacing)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -375,12 +506,15 @@ class DatasetWriter:
         card.counts = {split: counts[split] for split in SPLITS if counts[split]}
         with open(self._draft / "cases.csv", "w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow([*COLUMNS, *card.prompts])
+            known = OUTCOME if any(case.outcome for case in self._cases.values()) else ()
+            table.writerow([*COLUMNS, *known, *card.prompts])
             for case in self._cases.values():
-                paths = [p.relative_to(self._draft).as_posix() for p in (case.image, case.mask)]
+                paths = [p.relative_to(self._draft).as_posix() if p else "" for p in (case.image, case.mask)]
                 spacing = " ".join(f"{number:.6g}" for number in case.spacing)
+                outcome = [f"{case.outcome[0]:g}", int(case.outcome[1])] if case.outcome else ["", ""]
                 texts = [case.prompts[column] or "" for column in card.prompts]
-                table.writerow([case.case_id, case.patient_id, case.split, *paths, spacing, *texts])
+                row = [case.case_id, case.patient_id, case.split, *paths, spacing, *outcome[: len(known)], *texts]
+                table.writerow(row)
         card.fingerprint = _fingerprint(self._draft)
         (self._draft / "card.json").write_text(
             json.dumps(card.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -468,7 +602,14 @@ def _check_mask(mask: np.ndarray, shape: tuple[int, ...], what: str) -> None:
 
 def _decode(case: Case, channels: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Read a case's image, [C, *S] float32 in [0, 1], and mask, [*S] uint8 of 0 and 1."""
-    image, mask = _read(case.image), _read(case.mask)
+    image, masks = _decode_all([case], channels)
+    return image, masks[0]
+
+
+def _decode_all(cases: Sequence[Case], channels: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Read the image that cases share, [C, *S] float32 in [0, 1], and their masks, [K, *S] uint8 of 0 and 1."""
+    case = cases[0]
+    image, masks = _read(case.image), [_read(one.mask) for one in cases]
     dims = len(case.spacing)
     if image.ndim == dims:
         image = image[None]
@@ -486,12 +627,15 @@ def _decode(case: Case, channels: int | None) -> tuple[np.ndarray, np.ndarray]:
         image = image.astype(np.float32)
     else:
         _check_range(image, str(case.image))
-    _check_mask(mask, image.shape[1:], str(case.mask))
-    return image.astype(np.float32), (mask > 0).astype(np.uint8)
+    for one, mask in zip(cases, masks, strict=True):
+        _check_mask(mask, image.shape[1:], str(one.mask))
+    return image.astype(np.float32), (np.stack(masks) > 0).astype(np.uint8)
 
 
 def _resize(image: Tensor, mask: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Resize [C, *S] and [1, *S]: the image linearly with antialiasing, the mask by nearest neighbour."""
+    """Resize [C, *S] and [K, *S]: the image linearly with antialiasing, the masks by nearest neighbour."""
+    if tuple(image.shape[1:]) == size:
+        return image, mask
     if len(size) == 2:
         # Pillow's antialiased bilinear filter, in a tenth of the time of MONAI's blur and resize.
         image = F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
@@ -502,6 +646,22 @@ def _resize(image: Tensor, mask: Tensor, size: tuple[int, ...]) -> tuple[Tensor,
     return image.clamp(0, 1), F.interpolate(mask[None], size, mode="nearest-exact")[0]
 
 
+def _resample(
+    image: Tensor, mask: Tensor, old: Sequence[float], spacing: float, size: tuple[int, ...], where: str
+) -> tuple[Tensor, Tensor]:
+    """Bring [C, *S] and [K, *S] to isotropic voxels of `spacing` mm, in the middle of a grid of `size` voxels."""
+    grid = tuple(max(1, round(n * mm / spacing)) for n, mm in zip(image.shape[1:], old, strict=True))
+    if any(n > most for n, most in zip(grid, size, strict=True)):
+        raise DataError(
+            f"{where} has {'x'.join(map(str, grid))} voxels of {spacing:g} mm and the grid {'x'.join(map(str, size))}: "
+            "ask for a larger size or spacing."
+        )
+    image, mask = _resize(image, mask, grid)
+    margins = [((most - n) // 2, most - n - (most - n) // 2) for n, most in zip(grid, size, strict=True)]
+    pad = [side for margin in reversed(margins) for side in margin]
+    return F.pad(image, pad), F.pad(mask, pad)
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Batches
 # ----------------------------------------------------------------------------------------------------------
@@ -509,19 +669,22 @@ def _resize(image: Tensor, mask: Tensor, size: tuple[int, ...]) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Cases decoded and resized once, resident on a device.
+    """Cases decoded and resized once, resident on a device; an image that several cases share is there once.
 
-    images: [N, C, *S] float32 in [0, 1]; masks: [N, 1, *S] uint8 of 0 and 1;
-    spacing: [N, dims] mm of the resized grid.
+    images: [M, C, *S] float32 in [0, 1]; masks: [N, 1, *S] uint8 of 0 and 1, of the N cases; rows: [M, K] which cases
+    an image has, in their order, then -1; spacing: [M, dims] mm of the resized grid; outcomes: [M, 2] days and event,
+    NaN where unknown. In 2-D, M = N and K = 1.
     """
 
     images: Tensor
     masks: Tensor
+    rows: Tensor
     spacing: Tensor
+    outcomes: Tensor
     cases: tuple[Case, ...]
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.images)
 
     @classmethod
     def load(
@@ -531,29 +694,55 @@ class ImageCache:
         channels: int = 1,
         device: torch.device | str = "cpu",
         drop_empty: bool = False,
+        spacing: float | None = None,
     ) -> Self:
-        """Decode cases at `size` (image antialiased, mask nearest); `drop_empty` leaves out empty masks."""
-        images, masks, spacing, kept = [], [], [], []
+        """Decode cases at `size` (image antialiased, masks nearest); `drop_empty` leaves out empty masks.
+
+        With `spacing` volumes are resampled to isotropic voxels of so many mm and stand in the middle of a grid of
+        `size`; without it they are resized to that grid, whatever their shape.
+        """
         if channels not in (1, 3):
             raise DataError(f"Images with {channels} channels were asked for: ask for 1 or 3.")
+        shared: dict[Path | str, list[Case]] = {}
         for case in cases:
-            image, mask = _decode(case, channels)
-            if drop_empty and not mask.any():
-                continue
-            grid = (size,) * mask.ndim if isinstance(size, int) else tuple(size)
-            if len(grid) != mask.ndim:
-                raise DataError(f"{case.image} has {mask.ndim} axes and the size asked for is {grid}.")
-            resized = _resize(torch.from_numpy(image), torch.from_numpy(mask)[None], grid)
-            images.append(resized[0])
-            masks.append(resized[1])
-            spacing.append([s * old / new for s, old, new in zip(case.spacing, mask.shape, grid, strict=True)])
-            kept.append(case)
+            shared.setdefault(case.image or case.case_id, []).append(case)
+        images, masks, rows, grids, outcomes, kept = [], [], [], [], [], []
+        for group in shared.values():
+            first = group[0]
+            if first.image is None:  # a record: one voxel that shows nothing
+                images.append(torch.zeros(channels, 1, 1, 1))
+                found, here, grids = torch.zeros(1, 1, 1, 1, dtype=torch.uint8), group, [*grids, [1.0, 1.0, 1.0]]
+            else:
+                image, mask = _decode_all(group, channels)
+                here = [case for case, one in zip(group, mask, strict=True) if one.any() or not drop_empty]
+                if not here:
+                    continue
+                mask = mask[[one.any() or not drop_empty for one in mask]]
+                grid = (size,) * (mask.ndim - 1) if isinstance(size, int) else tuple(size)
+                if len(grid) != mask.ndim - 1:
+                    raise DataError(f"{first.image} has {mask.ndim - 1} axes and the size asked for is {grid}.")
+                pair = torch.from_numpy(image), torch.from_numpy(mask)
+                if spacing:
+                    resized = _resample(*pair, first.spacing, spacing, grid, str(first.image))
+                    grids.append([spacing] * len(grid))
+                else:
+                    resized = _resize(*pair, grid)
+                    sides = zip(first.spacing, mask.shape[1:], grid, strict=True)
+                    grids.append([mm * old / new for mm, old, new in sides])
+                images.append(resized[0])
+                found = resized[1]
+            masks.append(found)
+            rows.append(torch.arange(len(kept), len(kept) + len(here)))
+            outcomes.append(first.outcome or (math.nan, math.nan))
+            kept += here
         if not kept:
             raise DataError("There is no case to load: choose another split, or keep cases with empty masks.")
         return cls(
             images=torch.stack(images).to(device),
-            masks=torch.stack(masks).to(device),
-            spacing=torch.tensor(spacing, device=device),
+            masks=torch.cat(masks)[:, None].to(device),
+            rows=pad_sequence(rows, batch_first=True, padding_value=-1).to(device),
+            spacing=torch.tensor(grids, device=device),
+            outcomes=torch.tensor(outcomes, device=device),
             cases=tuple(kept),
         )
 
@@ -565,7 +754,8 @@ class ImageCache:
             raise DataError(f"The corruption '{name}' has the strength {strength}: give 0 or more.")
         if strength == 0:
             return self
-        seeds = [zlib.crc32(f"{case.dataset}/{case.case_id}".encode()) for case in self.cases]
+        shown = [self.cases[row] for row in self.rows[:, 0].tolist()]
+        seeds = [zlib.crc32(f"{case.dataset}/{case.volume}".encode()) for case in shown]
         noise = [torch.randn(self.images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         images = CORRUPTIONS[name](self.images, strength, torch.stack(noise).to(self.images.device))
         return replace(self, images=images.clamp(0, 1))
@@ -604,12 +794,17 @@ CORRUPTIONS: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training or evaluation step receives; image [B, C, *S], mask [B, 1, *S] float32, index [B]."""
+    """What one training or evaluation step receives, of B images with up to K cases each.
+
+    image [B, C, *S]; mask [B, K, *S] float32, -1 where an image has fewer cases; prompts of B·K cases, those of an
+    image after one another; index [B] the images' numbers in the feed; outcome [B, 2] days and event, NaN if unknown.
+    """
 
     image: Tensor
     mask: Tensor
     prompts: Prompts
     index: Tensor
+    outcome: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
@@ -620,20 +815,39 @@ class Batch:
 
 
 class Feed:
-    """An image cache with its embedded prompts, from which batches are cut by index."""
+    """An image cache with its embedded prompts, from which batches are cut by index.
 
-    def __init__(self, cache: ImageCache, prompts: Prompts, augment: str = "none") -> None:
+    `rewordings` are further prompts of the same cases: in training each image is read with those or these, by lot.
+    `window` is the edge of the part of a volume that a training step sees.
+    """
+
+    def __init__(
+        self,
+        cache: ImageCache,
+        prompts: Prompts,
+        augment: str = "none",
+        rewordings: Sequence[Prompts] = (),
+        window: int | None = None,
+    ) -> None:
         if augment not in AUGMENTATIONS:
             raise DataError(f"Unknown augmentation '{augment}': use one of {', '.join(AUGMENTATIONS)}.")
-        for role, present in prompts.present.items():
-            if len(present) != len(cache):
-                raise DataError(
-                    f"There are {len(present)} prompts of role '{role}' for {len(cache)} cases: "
-                    "embed the texts of exactly these cases."
-                )
+        for worded in (prompts, *rewordings):
+            for role, present in worded.present.items():
+                if len(present) != len(cache.cases):
+                    raise DataError(
+                        f"There are {len(present)} prompts of role '{role}' for {len(cache.cases)} cases: "
+                        "embed the texts of exactly these cases."
+                    )
+        if window and window > min(cache.images.shape[2:]):
+            raise DataError(
+                f"A window of {window} was asked for and the grid is {'x'.join(map(str, cache.images.shape[2:]))}: "
+                "load the volumes on a larger grid, which pads them, or ask for a smaller window."
+            )
         self.cache = cache
         self.prompts = prompts.to(cache.images.device)
+        self.rewordings = tuple(worded.to(cache.images.device) for worded in rewordings)
         self.augment = AUGMENTATIONS[augment]
+        self.window = window
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -641,12 +855,48 @@ class Feed:
     def batch(self, index: Tensor, step_seed: int | None = None) -> Batch:
         """Cut a batch; it is augmented only if a seed is given, and then as a function of that seed alone."""
         index = torch.as_tensor(index, device=self.cache.images.device)
-        image, mask = self.cache.images[index], self.cache.masks[index].float()
+        rows = self.cache.rows[index]
+        rows = rows[:, : int((rows >= 0).sum(1).max())]
+        cases = rows.clamp(min=0)  # where an image has fewer, any other stands in and its mask is struck out below
+        image, mask = self.cache.images[index], self.cache.masks[cases, 0].float()
+        prompts = self.prompts
         if step_seed is not None:
             generator = torch.Generator().manual_seed(step_seed)
+            if self.window:
+                image, mask = _cut(image, mask, self.window, generator)
             for step in self.augment:
                 image, mask = step(image, mask, generator)
-        return Batch(image, mask, self.prompts[index], index)
+            if self.rewordings:
+                chosen = torch.randint(len(self.rewordings) + 1, (len(index), 1), generator=generator)
+                prompts = _by_lot((prompts, *self.rewordings), chosen.to(cases.device).expand_as(cases), cases)
+                cases = torch.arange(cases.numel(), device=cases.device)
+        mask = mask.masked_fill((rows < 0).view(*rows.shape, *[1] * (mask.ndim - 2)), -1)
+        return Batch(image, mask, prompts[cases.flatten()], index, self.cache.outcomes[index])
+
+
+def _by_lot(worded: Sequence[Prompts], chosen: Tensor, cases: Tensor) -> Prompts:
+    """The prompts of cases [B, K], each from the one of `worded` that is chosen for it [B, K]."""
+
+    def pick(name: str) -> dict[str, Tensor]:
+        groups = [getattr(prompts, name) for prompts in worded]
+        return {role: torch.stack([group[role] for group in groups])[chosen, cases].flatten(0, 1) for role in groups[0]}
+
+    return Prompts(*(pick(name) for name in ("pooled", "present", "tokens", "token_mask")))
+
+
+def _cut(image: Tensor, mask: Tensor, window: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Cut a cube out of each volume; every second one is about a voxel of a structure, if there is any."""
+    parts = []
+    for number, (volume, structures) in enumerate(zip(image, mask, strict=True)):
+        room = torch.tensor(volume.shape[1:]) - window
+        start = (torch.rand(room.numel(), generator=generator) * (room + 1)).long()
+        inside = structures.amax(0).nonzero() if number % 2 == 0 else structures.new_zeros(0, 3)
+        if len(inside):
+            voxel = inside[int(torch.randint(len(inside), (1,), generator=generator))].cpu()
+            start = (voxel - window // 2).clamp(min=0).minimum(room)
+        place = (slice(None), *(slice(int(at), int(at) + window) for at in start))
+        parts.append((volume[place], structures[place]))
+    return torch.stack([volume for volume, _ in parts]), torch.stack([structures for _, structures in parts])
 
 
 # Augmentations work on whole batches with a few tensor operations, as MONAI's per-item transforms would cost
@@ -721,9 +971,9 @@ def guard_leakage(train: Sequence[Case], test: Sequence[Case]) -> None:
                 f"(test case '{case.case_id}'): split by patient."
             )
     # Equal files have equal sizes, so only the few whose size occurs on both sides need to be read.
-    sizes = {case.image.stat().st_size for case in test}
-    trained = {sha256_file(case.image): case for case in train if case.image.stat().st_size in sizes}
-    trained_sizes = {case.image.stat().st_size for case in trained.values()}
-    for case in test:
-        if case.image.stat().st_size in trained_sizes and (twin := trained.get(sha256_file(case.image))):
-            raise LeakageError(f"The test image {case.image} is the training image {twin.image}: take one of them out.")
+    shown = [{case.image: case.image.stat().st_size for case in cases if case.image} for cases in (train, test)]
+    common = set(shown[0].values()) & set(shown[1].values())
+    trained = {sha256_file(image): image for image, size in shown[0].items() if size in common}
+    for image, size in shown[1].items():
+        if size in common and (twin := trained.get(sha256_file(image))):
+            raise LeakageError(f"The test image {image} is the training image {twin}: take one of them out.")

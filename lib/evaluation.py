@@ -18,6 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from lib.losses.contrastive import retrieved
+from lib.models import segment
 
 EMPTY_RULE = (
     "Where truth and prediction are both empty, DSC, IoU, NSD and precision are 1 and HD95 is 0; where only one is "
@@ -457,21 +458,26 @@ def evaluate(
     batch: int = 16,
     device: str | torch.device | None = None,
 ) -> pd.DataFrame:
-    """Score a one-class model on every case of a feed: a row per case and threshold.
+    """Score a model on every case of a feed: a row per case and threshold.
 
     Empty masks follow `EMPTY_RULE`. `nsd` is `NSD_VARIANT` at `tolerance`, `hd95` is in mm; both are computed
     at the first threshold and NaN at the others. Areas are in pixels. `ece` and `brier` cover the whole image,
     `ece_band` the `boundary_band` of the truth at width `tolerance`, or one pixel where pixels are larger (NaN
     without a boundary). `macro_dice`, `macro_iou` and `xbusnet_fpr` are `xbusnet_scores`; `uncertainty` adds
     `uncertainty_scores` at the first threshold, `saliency` adds `saliency_scores`, `slab` adds `slab_surface_dice`.
-    Logits are divided by `temperature`. `seconds` is the model's wall time per case of a batch.
+    Logits are divided by `temperature`. `seconds` is the model's wall time per case of a batch. A model that `learns`
+    outcomes has `outcome_scores` in place of all this.
     """
+    if getattr(model, "learns", "mask") == "outcome":
+        return outcome_scores(model, feed, batch=batch, device=device)
     tables = []
     for inputs, logits, seconds in predictions(model, feed, batch, device):
-        probability = (logits / temperature).sigmoid()[:, 0].cpu().numpy()
-        mask = inputs.mask[:, 0].cpu().numpy() > 0.5
-        cases = [feed.cache.cases[i] for i in inputs.index.tolist()]
-        spacing = [feed.cache.spacing[i].tolist() for i in inputs.index.tolist()]
+        known = inputs.mask.flatten(2)[..., 0] >= 0  # [B, K]: an image may have fewer cases than another
+        probability = (logits / temperature).sigmoid()[known].cpu().numpy()
+        mask = inputs.mask[known].cpu().numpy() > 0.5
+        rows = feed.cache.rows[inputs.index]
+        cases = [feed.cache.cases[row] for row in rows[rows >= 0].tolist()]
+        spacing = feed.cache.spacing[inputs.index].repeat_interleave(known.sum(1).to(rows.device), 0).tolist()
         table = _score(cases, probability, mask, spacing, thresholds, tolerance)
         if uncertainty:  # each threshold has a row per case, in the same order
             scores = pd.DataFrame(uncertainty_scores(probability, mask, thresholds[0]))[UNCERTAINTY_COLUMNS]
@@ -483,6 +489,27 @@ def evaluate(
                 slab_surface_dice(t, p > thresholds[0]) for t, p in zip(mask, probability, strict=True)
             ]
         tables.append(table.assign(seconds=seconds / len(cases)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def outcome_scores(
+    model: nn.Module, feed, *, batch: int = 16, device: str | torch.device | None = None
+) -> pd.DataFrame:
+    """List what a model of outcomes says of each image: risk (its first logit), time in days and event (0 or 1).
+
+    How well risks order patients is no mean of cases: see lib.survival. Raises ValueError where an outcome is unknown.
+    """
+    tables = []
+    for inputs, logits, seconds in predictions(model, feed, batch, device):
+        cases = [feed.cache.cases[row] for row in feed.cache.rows[inputs.index, 0].tolist()]
+        known = inputs.outcome.isfinite().all(1).tolist()
+        if not all(known):
+            unknown = cases[known.index(False)]
+            raise ValueError(f"Case '{unknown.case_id}' has no outcome: give times and events in its cases.csv.")
+        columns = {name: [getattr(case, name) for case in cases] for name in ("dataset", "case_id", "patient_id")}
+        time_, event = inputs.outcome.double().cpu().numpy().T
+        columns |= {"threshold": 0.5, "risk": logits[:, 0].double().cpu().numpy(), "time": time_, "event": event}
+        tables.append(pd.DataFrame(columns).assign(seconds=seconds / len(cases)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -500,14 +527,14 @@ def predictions(
             inputs = feed.batch(index)
             prompts = inputs.prompts_for(model, torch.Generator().manual_seed(int(index[0]))).to(device)
             began = time.perf_counter()
-            logits = model(inputs.image.to(device), prompts).logits.float()
+            logits = segment(model, inputs.image.to(device), prompts, getattr(feed, "window", None)).logits.float()
             if torch.device(device).type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - began
-            if logits.shape != inputs.mask.shape:
+            if logits.shape != inputs.mask.shape and getattr(model, "learns", "mask") == "mask":
                 raise ValueError(
                     f"The model gave logits of shape {tuple(logits.shape)} for masks of shape "
-                    f"{tuple(inputs.mask.shape)}: evaluate needs one channel at the size of the mask."
+                    f"{tuple(inputs.mask.shape)}: evaluate needs one channel for each case at the size of the mask."
                 )
             yield inputs, logits, seconds
     finally:

@@ -66,7 +66,9 @@ class Test:
     switches: tuple[tuple[str, object], ...] = ()  # attributes of the model, set during this test only
     thresholds: tuple[float, ...] = (0.5,)
     worded: bool = False  # only cases that have text in the policy's columns
-    limit: int | None = None  # the first cases in an order that depends on nothing but their ids
+    limit: int | None = None  # the first images in an order that depends on nothing but their names
+    tolerance: float = 2.0  # of the surface Dice, in mm
+    only: tuple[str, ...] = ()  # cases by id or dataset/id, of which `limit` takes the first
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,18 @@ class Experiment:
     budget: Budget = Budget()
     seed: int = 0
     drop_empty: bool = True  # leave out cases without a lesion, in training and tests
-    limit: int | None = None  # training cases per dataset, chosen as in Test
-    only: tuple[str, ...] = ()  # training cases by id, where they are chosen in another way
+    limit: int | None = None  # training images per dataset, chosen as in Test
+    only: tuple[str, ...] = ()  # training cases by id or dataset/id, where they are chosen in another way
     tokens: bool = False  # give the model the words' embeddings beside the sentence's
     select: str = "val"  # the split that chooses the checkpoint; "train" and "test" are for measuring what that does
-    select_limit: int | None = None  # its cases per dataset, chosen as in Test
+    select_limit: int | None = None  # its images per dataset, chosen as in Test
     transposed: bool = False  # train on images with rows and columns exchanged
     parts: tuple[tuple[str, "Experiment"], ...] = ()  # models trained before, which this one is built on
     pseudo: "Teacher | None" = None  # whose masks take the place of the true ones, in training and validation
     worded: bool = False  # train on cases that have text in one of the policy's columns only
+    rewordings: tuple[PromptPolicy, ...] = ()  # other texts of the same roles, for training alone
+    spacing: float | None = None  # mm of a volume's voxels, which then stand in a grid of `size`; None resizes to it
+    window: int | None = None  # edge of the part of a volume that the model sees at a time
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,8 @@ def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
             raise ValueError(f"Arm '{experiment.arm}' asks for the {kind} '{name}': use one of {', '.join(known)}.")
         code.append(known[stem])
     modules = ["lib.data", "lib.text", "lib.training", *(target.split(":")[0] for target in code)]
-    steps = [shuffled, _Selection, _training_cases, _feed, _fitting_feeds, train]
-    names, policies = set(experiment.train), [experiment.prompts]
+    steps = [shuffled, _Selection, _training_cases, _feed, _fitting_feeds, _digested, train]
+    names, policies = set(experiment.train), [experiment.prompts, *experiment.rewordings]
     if "tests" not in left_out:
         modules += ["lib.evaluation"]
         steps += [_test_cases, _judge, _write]
@@ -212,8 +217,11 @@ def _dataset(folder: Path, written: int) -> Dataset:
 
 
 def shuffled(cases: Iterable[Case]) -> list[Case]:
-    """Order cases by the hash of their ids, so that a smaller limit takes a part of what a larger one takes."""
-    return sorted(cases, key=lambda case: hashlib.sha256(case.case_id.encode()).digest())
+    """Order cases by the hash of their images' names, so that a smaller limit takes a part of what a larger one takes.
+
+    The cases of a volume stay together, in their order.
+    """
+    return sorted(cases, key=lambda case: hashlib.sha256(case.volume.encode()).digest())
 
 
 @dataclass(frozen=True)
@@ -243,10 +251,10 @@ class _Selection:
                     f"{' and '.join(' or '.join(group) for group in self.worded)}: "
                     f"its prompt columns are {', '.join(source.card.prompts) or 'none'}."
                 )
-            if self.only:
-                cases = [case for case in cases if case.case_id in self.only]
-            ids = {case.case_id for case in shuffled(cases)[: self.limit]}
-            chosen += [case for case in cases if case.case_id in ids]
+            if wanted := set(self.only):
+                cases = [c for c in cases if c.case_id in wanted or f"{c.dataset}/{c.case_id}" in wanted]
+            volumes = set(list(dict.fromkeys(case.volume for case in shuffled(cases)))[: self.limit])
+            chosen += [case for case in cases if case.volume in volumes]
         return chosen
 
 
@@ -271,12 +279,14 @@ def _test_cases(test: Test, data: Path) -> _Selection:
     groups = [columns] if test.worded else []
     if variant:  # only the cases whose text somebody rewrote in this way
         groups.append(tuple(f"{role}@{variant}" for role in roles))
-    return _Selection(_folders(data, [test.dataset]), test.split, tuple(groups), test.limit)
+    return _Selection(_folders(data, [test.dataset]), test.split, tuple(groups), test.limit, test.only)
 
 
 @lru_cache(maxsize=8)
-def _images(selection: _Selection, size: int, channels: int, drop_empty: bool, device: str) -> ImageCache:
-    return ImageCache.load(selection.cases(), size, channels, device, drop_empty)
+def _images(
+    selection: _Selection, size: int, channels: int, drop_empty: bool, spacing: float | None, device: str
+) -> ImageCache:
+    return ImageCache.load(selection.cases(), size, channels, device, drop_empty, spacing)
 
 
 @lru_cache(maxsize=4)
@@ -292,15 +302,17 @@ def _feed(
     augment: str = "none",
     corruption: tuple[str, float] | None = None,
     transposed: bool = False,
+    rewordings: tuple[PromptPolicy, ...] = (),
 ) -> Feed:
-    images = _images(selection, experiment.size, experiment.channels, experiment.drop_empty, _device())
+    grid = experiment.size, experiment.channels, experiment.drop_empty, experiment.spacing
+    images = _images(selection, *grid, _device())
     captions = _captions(experiment.encoder, root / "captions")
-    prompts = captions.prompts(texts_for(images.cases, policy), experiment.tokens)
+    worded = [captions.prompts(texts_for(images.cases, one), experiment.tokens) for one in (policy, *rewordings)]
     if corruption:
         images = images.corrupted(*corruption)
     if transposed:
         images = images.transposed()
-    return Feed(images, prompts, augment)
+    return Feed(images, worded[0], augment, worded[1:], experiment.window)
 
 
 def _fitting_feeds(experiment: Experiment, data: Path, root: Path) -> dict[str, Feed]:
@@ -313,6 +325,7 @@ def _fitting_feeds(experiment: Experiment, data: Path, root: Path) -> dict[str, 
             root,
             augment,
             transposed=experiment.transposed,
+            rewordings=experiment.rewordings if use == "train" else (),
         )
         for use, split, augment in (("train", "train", experiment.augment), ("select", experiment.select, "none"))
     }
@@ -337,6 +350,21 @@ def _taught(feed: Feed, experiment: Experiment, data: Path, root: Path) -> Feed:
     taught = copy(feed)
     taught.cache = replace(feed.cache, masks=torch.cat(masks).to(feed.cache.masks))
     return taught
+
+
+def _digested(model: nn.Module, feed: Feed) -> Feed:
+    """The feed with what a model's frozen part makes of each image in its place, if it has `digest`: made once."""
+    if not hasattr(model, "digest"):
+        return feed
+    model.to(_device()).eval()
+    with torch.inference_mode():
+        parts = [
+            model.digest(batch.image, batch.prompts)
+            for batch in (feed.batch(index) for index in torch.arange(len(feed)).split(16))
+        ]
+    digested = copy(feed)
+    digested.cache = replace(feed.cache, images=torch.cat(parts).clone())
+    return digested
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -379,6 +407,7 @@ def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Pat
             model = models.build(experiment.model, **dict(experiment.config))
             for part, made in built_on.items():
                 model.adopt_part(part, models.load(made)[0])
+            feeds = {use: _digested(model, feed) for use, feed in feeds.items()}
             if hasattr(model, "calibrate_text"):
                 model.calibrate_text(feeds["train"].prompts.to("cpu"))
             learner = getattr(model, "learner", model)
@@ -403,6 +432,8 @@ def train(experiment: Experiment, *, data: Path = Path("data"), root: Path = Pat
                 "tokens": experiment.tokens,
                 "size": experiment.size,
                 "channels": experiment.channels,
+                "spacing": experiment.spacing,
+                "window": experiment.window,
             }
             facts = {
                 "sha256": models.save(path, model, experiment.model, dict(experiment.config), **notes),
@@ -456,7 +487,7 @@ def run(
             chosen_by = _feed(experiment, _training_cases(experiment, data, "val"), experiment.prompts, root)
             temperature = fit_temperature(model, chosen_by, device=_device())
         tables = [
-            _judge(model, feed, test, temperature if test.tempered else 1.0)
+            _judge(model, _digested(model, feed), test, temperature if test.tempered else 1.0)
             for feed, test in zip(feeds, experiment.tests, strict=True)
         ]
         evaluate_seconds = time.perf_counter() - started
@@ -503,6 +534,7 @@ def _judge(model: nn.Module, feed: Feed, test: Test, temperature: float = 1.0) -
                 model,
                 feed,
                 thresholds=test.thresholds,
+                tolerance=test.tolerance,
                 uncertainty=test.uncertainty,
                 saliency=test.saliency,
                 slab=test.slab,
@@ -637,12 +669,13 @@ def predict(
         raise ValueError(f"The weights of run {record.key[:12]} were not kept: run arm '{record.arm}' again.")
     model, meta = models.load(record.weights, record.meta["weights_sha256"])
     notes = meta["notes"]
-    images = ImageCache.load(cases, notes["size"], notes["channels"])
+    images = ImageCache.load(cases, notes["size"], notes["channels"], spacing=notes.get("spacing"))
     texts = _captions(notes["encoder"], Path(root) / "captions").prompts(texts_for(cases, prompts), notes["tokens"])
     for name, value in switches.items():
         setattr(model, name, value)
+    batch = Feed(images, texts).batch(torch.arange(len(images)))
     with torch.no_grad():
-        return images, model(images.images, texts)
+        return images, models.segment(model, batch.image, batch.prompts, notes.get("window"))
 
 
 # ---- many runs ------------------------------------------------------------------------------------------------------

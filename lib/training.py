@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from lib.data import Batch, Feed
 from lib.files import atomic_write
-from lib.models import Prediction
+from lib.models import Prediction, segment
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-SCHEDULES = ("cosine", "poly", "cyclic", "cyclic_full")
-OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "restart", "exponential", "poly", "cyclic", "cyclic_full")
+OPTIMIZERS = ("adamw", "sgd", "lamb")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Budget:
     validate_every: int = 50
     patience: int | None = None  # validations without improvement before stopping
     precision: str = "32-true"
-    optimizer: str = "adamw"  # or "sgd" with Nesterov momentum .99, as nnU-Net does
+    optimizer: str = "adamw"  # or "sgd" with Nesterov momentum .99, as nnU-Net does, or "lamb"
     schedule: str = "cosine"  # of the learning rate after the warm-up, see learning_rate
     cycles: int = 1  # of a cyclic schedule
     gamma: float = 0.8  # share of a cycle after which its learning rate stays
@@ -107,17 +107,22 @@ def order(seed: int, cases: int, batch: int, step: int) -> Tensor:
 
 
 def learning_rate(budget: Budget, step: int) -> float:
-    """Linear warm-up, then the schedule: "cosine" and "poly" (nnU-Net) fall to zero, the others in each cycle anew.
+    """Linear warm-up, then the schedule: "cosine" and "poly" (nnU-Net) fall to zero, cyclic ones in each cycle anew.
 
-    "cyclic" is MedCLIP-SAMv2's as released, where a cycle ends hardly below its start; in "cyclic_full" a cycle decays
-    over its own length, as snapshots of different optima would need.
+    "restart" and "exponential" are DuPLUS's other two (see restart_rate, exponential_rate). "cyclic" is
+    MedCLIP-SAMv2's as released, where a cycle ends hardly below its start; in "cyclic_full" a cycle decays over its own
+    length, as snapshots of different optima would need.
     """
     steps, lr = budget.steps, budget.lr
     warm = max(1, round(budget.warmup * steps))
+    if budget.schedule == "exponential":
+        return exponential_rate(lr, step, warm, steps)
     if step < warm:
         return lr * (step + 1) / warm
     if budget.schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        return cosine_rate(lr, step, warm, steps)
+    if budget.schedule == "restart":
+        return restart_rate(lr, step, warm, steps)
     # The other schedules have no warm-up where they come from, and count from the first step.
     if budget.schedule == "poly":
         return poly_rate(lr, step, steps)
@@ -125,6 +130,44 @@ def learning_rate(budget: Budget, step: int) -> float:
         return cyclic_rate(lr, step, steps, budget.cycles, budget.gamma, inside=lr)
     length = steps // budget.cycles
     return poly_rate(lr, min(step % length, int(budget.gamma * length)), length)
+
+
+def cosine_rate(initial: float, epoch: int, warmup: int, epochs: int) -> float:
+    """Learning rate that rises over the warm-up and then falls to zero along half a cosine."""
+    if epoch < warmup:
+        return initial * (epoch + 1) / warmup
+    return initial * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+
+
+def restart_rate(initial: float, epoch: int, warmup: int, epochs: int, floor: float = 0.01) -> float:
+    """DuPLUS's "cosine_restart": a cosine over the first half, a rise over an eighth of the rest, a cosine to 1 %.
+
+    The released code counts 200 of 400 epochs and ten of warm-up; here these are the halves and a fortieth of any
+    length. Source: BioMedIA-MBZUAI/DuPLUS @924beb3, training/utils.py.
+    """
+    half, second = epochs // 2, max(1, epochs // 40)
+    if epoch < half:
+        return cosine_rate(initial, epoch, warmup, half)
+    since = epoch - half
+    if since < second:
+        return initial * (floor + (1 - floor) * since / second)
+    fallen = 0.5 * (1 + math.cos(math.pi * (since - second) / max(1, epochs - half - second)))
+    return initial * max(floor, fallen)
+
+
+def exponential_rate(initial: float, epoch: int, warmup: int, epochs: int) -> float:
+    """DuPLUS's "exp": an exponential warm-up to the rate, then (1 - epoch / epochs)^0.9 of it (same source)."""
+    if epoch <= warmup:
+        return initial * 2.718 ** (10 * (epoch / warmup - 1))  # the released code writes e so
+    return poly_rate(initial, epoch, epochs)
+
+
+def average_decay(limit: float, step: int) -> float:
+    """How much of a weight average stays at step 0, 1, ...: nothing of its random start, later `limit`.
+
+    Source: BioMedIA-MBZUAI/DuPLUS @924beb3, training/utils.py.
+    """
+    return min(1 - 1 / (step + 1), limit)
 
 
 def poly_rate(initial: float, epoch: int, epochs: int) -> float:
@@ -146,11 +189,24 @@ def cyclic_rate(initial: float, epoch: int, epochs: int, cycles: int, gamma: flo
     return initial if within == 0 else poly_rate(inside, min(within, int(gamma * length)), epochs)
 
 
+def labelled(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The labelled structures of a batch as images of one class each: [B, K, *S] twice -> [n, 1, *S] twice.
+
+    A loss then treats a volume's K structures like K images, and what is not labelled (-1) reaches none.
+    """
+    if mask.shape[1] == 1:
+        return logits, mask
+    known = mask.flatten(2)[..., 0] >= 0
+    return logits[known][:, None], mask[known][:, None]
+
+
 def foreground_dice(logits: Tensor, mask: Tensor) -> Tensor:
-    """Dice [B] of the foreground at probability 0.5; both empty = 1."""
-    predicted, true = (logits > 0).flatten(1), (mask > 0.5).flatten(1)
-    total = predicted.sum(1) + true.sum(1)
-    return torch.where(total == 0, 1.0, 2 * (predicted & true).sum(1) / total.clamp(min=1))
+    """Dice [B] at probability 0.5, averaged over the labelled structures of an image; both empty = 1."""
+    predicted, true = (logits > 0).flatten(2), (mask > 0.5).flatten(2)
+    known = mask.flatten(2)[..., 0] >= 0
+    total = predicted.sum(2) + true.sum(2)
+    dice = torch.where(total == 0, 1.0, 2 * (predicted & true).sum(2) / total.clamp(min=1))
+    return (dice * known).sum(1) / known.sum(1)
 
 
 def fit(
@@ -171,7 +227,8 @@ def fit(
     loss takes (logits, mask); on_step is called with (steps done, loss). A checkpoint is written at every
     validation and continued from when it exists; removing it is the caller's decision. A model that has
     `score(prediction, batch) -> [B]` is validated by it, and one that has `draw(mask, generator)` gets the prompts
-    that it draws in place of those of the feed.
+    that it draws in place of those of the feed. Where a model has `learns = "outcome"`, the loss takes the outcomes in
+    place of the masks. Validation volumes are read in windows of the feed's size.
     Raises FloatingPointError when the loss or its gradient stop being finite, ValueError for dropout of drawn prompts.
     """
     # Imported here because it costs seconds, which a reader of cached runs need not pay.
@@ -180,6 +237,7 @@ def fit(
     draw = getattr(model, "draw", None)
     if draw and prompt_dropout > 0:
         raise ValueError("This model draws its prompts itself, so there are none to drop: set prompt_dropout to 0.")
+    learns = getattr(model, "learns", "mask")
     score = getattr(model, "score", None) or (lambda prediction, batch: foreground_dice(prediction.logits, batch.mask))
     started = time.perf_counter()
     place = torch.device(device) if device else None
@@ -192,9 +250,12 @@ def fit(
     # Fabric wraps only the optimiser: its wrapper for models refuses frozen dataclasses, and Prompts is one.
     # Fused: one kernel for all parameters takes a sixth off a small model's step; it cannot clip scaled gradients.
     fused = budget.precision != "16-mixed"
-    kinds = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.99, nesterov=True)}
-    bare = kinds[budget.optimizer](_groups(model, budget.weight_decay), lr=budget.lr, fused=fused)
-    optimizer = fabric.setup_optimizers(bare)
+    kinds = {
+        "adamw": partial(torch.optim.AdamW, fused=fused),
+        "sgd": partial(torch.optim.SGD, momentum=0.99, nesterov=True, fused=fused),
+        "lamb": _lamb,
+    }
+    optimizer = fabric.setup_optimizers(kinds[budget.optimizer](_groups(model, budget.weight_decay), lr=budget.lr))
     state = {"step": 0, "log": [], "best": {}, "seconds": 0.0, "peak": 0.0}
     state["snapshots"] = [[] for _ in range(budget.cycles)]
     state["average"] = _copy(_live(model)) if budget.ema else {}
@@ -213,20 +274,22 @@ def fit(
     def placed(batch: Batch, generator: torch.Generator) -> Batch:
         """On the device, with the prompts that a model draws for itself."""
         prompts = batch.prompts_for(model, generator)
-        moved = (part.to(fabric.device) for part in (batch.image, batch.mask, prompts))
-        return Batch(*moved, batch.index)
+        image, mask, prompts, outcome = (
+            part.to(fabric.device) for part in (batch.image, batch.mask, prompts, batch.outcome)
+        )
+        return Batch(image, mask, prompts, batch.index, outcome)
 
-    def predict(batch: Batch) -> Prediction:
+    def predict(batch: Batch, window: int | None = None) -> Prediction:
         with fabric.autocast():
-            prediction = model(batch.image, batch.prompts)
+            prediction = segment(model, batch.image, batch.prompts, window)
         return prediction._replace(logits=prediction.logits.float())
 
     @torch.no_grad()
     def validate() -> float:
         model.eval()
         generator = seeded("prompts", -1)  # the same prompts at every validation
-        batches = (valid.batch(index) for index in torch.arange(len(valid)).split(4 * budget.batch))
-        return torch.cat([score(predict(b), b) for b in (placed(b, generator) for b in batches)]).mean().item()
+        batches = (placed(valid.batch(index), generator) for index in torch.arange(len(valid)).split(4 * budget.batch))
+        return torch.cat([score(predict(batch, valid.window), batch) for batch in batches]).mean().item()
 
     used_memory = _used_memory(fabric.device)
     health: list[Tensor] = []  # (loss, gradient norm) of each step since the last validation
@@ -241,9 +304,10 @@ def fit(
                 batch = replace(batch, prompts=batch.prompts.drop(prompt_dropout, seeded("prompt dropout", step)))
             batch = placed(batch, seeded("prompts", step))
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(budget, step)
+                group["lr"] = learning_rate(budget, step) * group["share"]
             torch.manual_seed(stream(seed, "forward", step))
-            value = loss(predict(batch).logits, batch.mask)
+            logits = predict(batch).logits
+            value = loss(logits, batch.outcome) if learns == "outcome" else loss(*labelled(logits, batch.mask))
             state["peak"] = max(state["peak"], used_memory())
             optimizer.zero_grad()
             fabric.backward(value)
@@ -255,8 +319,7 @@ def fit(
             if on_step:
                 on_step(step, value.item())
             if budget.ema:
-                # A young average forgets faster, or it would still be mostly the random start.
-                _blend(state["average"], _live(model), min(budget.ema, step / (step + 9)))
+                _blend(state["average"], _live(model), average_decay(budget.ema, step - 1))
             if step % budget.validate_every and step < budget.steps:
                 continue
 
@@ -290,12 +353,23 @@ def fit(
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters only; norms, biases and single learned vectors are not decayed."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Trainable parameters only; norms, biases and single learned vectors are not decayed.
+
+    A model may give some of its parts (`rates`: start of their parameters' names -> share) less of the learning rate.
+    """
+    rates = getattr(model, "rates", {})
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = next((share for start, share in rates.items() if name.startswith(start)), 1.0)
+            groups.setdefault((weight_decay if parameter.ndim > 1 else 0.0, share), []).append(parameter)
+    return [{"params": params, "weight_decay": decay, "share": share} for (decay, share), params in groups.items()]
+
+
+def _lamb(groups: list[dict], lr: float) -> torch.optim.Optimizer:
+    from timm.optim import Lamb  # seconds to import
+
+    return Lamb(groups, lr=lr)
 
 
 def _live(model: nn.Module) -> dict[str, Tensor]:
@@ -349,11 +423,9 @@ def _identity(model, loss, train: Feed, valid: Feed, budget: Budget, seed: int, 
     for feed in (train, valid):
         for index in torch.arange(len(feed)).split(64):
             batch = feed.batch(index)
-            for tensor in (
-                batch.image,
-                batch.mask,
-                *(batch.prompts.pooled[r] for r in sorted(batch.prompts.pooled)),
-            ):
+            others = [prompts[index].pooled for prompts in feed.rewordings]
+            pooled = [group[role] for group in (batch.prompts.pooled, *others) for role in sorted(group)]
+            for tensor in (batch.image, batch.mask, batch.outcome, *pooled):
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -67,6 +67,64 @@ def tiny_dataset(tmp_path):
     return write_tiny_dataset(tmp_path / "data" / "tiny")
 
 
+VOLUME_CARD = TINY_CARD | {
+    "title": "Two balls in a box",
+    "dims": 3,
+    "classes": {"left": 1, "right": 2, "third": 3},
+    "prompts": {
+        role: {"role": role, "origin": "template", "source": "a word"}
+        for role in ("context", "target", "attribute.modality")
+    }
+    | {"target@other": {"role": "target", "origin": "template", "source": "the word of the other ball"}},
+}
+
+
+def write_volumes(folder, splits=None, sides=(16, 16, 16), spacing=(2.0, 2.0, 2.0), modalities=("CT", "MR"), seed=0):
+    """Write volumes of a ball on each side, bright in CT and dark in MR; every third has a class labelled as absent."""
+    rng = np.random.default_rng(seed)
+    grid = np.mgrid[tuple(slice(side) for side in sides)]
+    with DatasetWriter(folder, VOLUME_CARD) as writer:
+        for split, count in (splits or {"train": 6, "val": 2, "test": 4}).items():
+            for i in range(count):
+                modality = modalities[i % len(modalities)]
+                centres = {"left": 0.27, "right": 0.73}
+                masks = {
+                    name: sum((g - side * at) ** 2 for g, side, at in zip(grid, sides, (0.5, 0.5, place), strict=True))
+                    < (min(sides) * 0.18 + rng.random()) ** 2
+                    for name, place in centres.items()
+                }
+                sign = 1 if modality == "CT" else -1
+                image = 0.5 + sign * 0.3 * (masks["left"] | masks["right"]) + rng.normal(0, 0.03, sides)
+                if i % 3 == 2:
+                    masks["third"] = np.zeros(sides, bool)
+                writer.add_volume(
+                    case_id=f"{split}{i}",
+                    patient_id=f"{split}{i}",
+                    split=split,
+                    image=image.clip(0, 1),
+                    masks=masks,
+                    spacing=spacing,
+                    prompts={
+                        name: {
+                            "context": f"a {modality} scan of a box",
+                            "target": f"the {name} ball",
+                            "target@other": {"left": "the right ball", "right": "the left ball"}.get(name),
+                            "attribute.modality": modality,
+                        }
+                        for name in masks
+                    },
+                    outcome=(100.0 + i, i % 2 == 0),
+                )
+    return folder
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """A dataset folder of 12 volumes of 16 voxels a side, with two or three structures each: tmp_path/data/balls."""
+    (tmp_path / "data").mkdir(exist_ok=True)
+    return write_volumes(tmp_path / "data" / "balls")
+
+
 class TinyModel(nn.Module):
     """A convolution, a norm with running statistics, dropout, and the local prompt added to every pixel."""
 

@@ -131,6 +131,41 @@ def test_volumes_keep_their_axes_and_spacing(tmp_path):
     assert halved.images.min() >= 0 and halved.images.max() <= 1
 
 
+def test_a_volume_is_a_case_for_each_of_its_structures(volumes):
+    dataset = load_dataset(volumes, verify=True)
+    first = dataset.cases[:2]
+    assert [case.case_id for case in first] == ["train0.left", "train0.right"]
+    assert [(case.volume, case.target) for case in first] == [("train0", "left"), ("train0", "right")]
+    assert first[0].image == first[1].image and first[0].mask != first[1].mask
+    assert first[0].outcome == (100.0, True) and dataset.cases[2].outcome == (101.0, False)
+    assert dataset.card.counts == {"train": 14, "val": 4, "test": 9}
+    assert [case.target for case in dataset.cases if case.volume == "train2"] == ["left", "right", "third"]
+
+
+def test_a_case_of_one_image_has_no_target(tmp_path):
+    case = load_dataset(write(tmp_path / "boxes")).cases[0]
+    assert (case.volume, case.target, case.outcome) == ("c0", "", None)
+
+
+def test_a_record_needs_no_image(tmp_path):
+    card = CARD | {"dims": 0, "classes": {}}
+    with DatasetWriter(tmp_path / "records", card) as writer:
+        for number, split in enumerate(("train", "val", "test")):
+            writer.add_record(
+                case_id=f"r{number}",
+                patient_id=f"r{number}",
+                split=split,
+                prompts={"local": f"{50 + number} years"},
+                outcome=(10.5 * (number + 1), number == 1),
+            )
+    cases = load_dataset(tmp_path / "records", verify=True).cases
+    assert [case.image for case in cases] == [None] * 3 and [case.volume for case in cases] == ["r0", "r1", "r2"]
+    assert [case.outcome for case in cases] == [(10.5, False), (21.0, True), (31.5, False)]
+    guard_leakage(cases[:1], cases[2:])
+    cache = ImageCache.load(cases, 32)
+    assert cache.images.shape == (3, 1, 1, 1, 1) and cache.outcomes.tolist() == [[10.5, 0], [21, 1], [31.5, 0]]
+
+
 # --- caches and batches -------------------------------------------------------------------------------------------
 
 
@@ -414,3 +449,107 @@ def test_a_transposed_cache_swaps_rows_and_columns(tmp_path):
         turned.masks[0, 0].T, cache.masks[0, 0]
     )
     assert torch.equal(turned.transposed().images, cache.images)
+
+
+# --- volumes with several structures ------------------------------------------------------------------------------
+
+
+def balls(volumes, size=16, **options):
+    cache = ImageCache.load(load_dataset(volumes).split("train"), size, **options)
+    number = torch.arange(len(cache.cases), dtype=torch.float32)
+    prompts = Prompts({"target": number[:, None].repeat(1, 3)}, {"target": torch.ones(len(number), dtype=torch.bool)})
+    return cache, prompts
+
+
+def test_structures_share_their_image_and_stand_in_channels(volumes):
+    cache, prompts = balls(volumes)
+    assert cache.images.shape == (6, 1, 16, 16, 16) and cache.masks.shape == (14, 1, 16, 16, 16)
+    assert cache.rows.tolist()[:3] == [[0, 1, -1], [2, 3, -1], [4, 5, 6]]
+    batch = Feed(cache, prompts).batch([0, 2])
+    assert batch.image.shape == (2, 1, 16, 16, 16) and batch.mask.shape == (2, 3, 16, 16, 16)
+    assert torch.equal(batch.mask[0, 1], cache.masks[1, 0].float()) and (batch.mask[0, 2] == -1).all()
+    assert not batch.mask[1, 2].any()  # labelled as absent, which is not the same as unlabelled
+    assert batch.prompts.pooled["target"][:, 0].tolist()[:2] == [0, 1]
+    assert batch.prompts.pooled["target"][3:, 0].tolist() == [4, 5, 6] and len(batch.prompts) == 6
+    assert batch.outcome.tolist() == [[100, 1], [102, 1]]
+    assert Feed(cache, prompts).batch([0, 1]).mask.shape[1] == 2  # no channel that nobody has
+
+
+def test_an_unlabelled_structure_stays_so_when_the_volume_is_turned(volumes):
+    cache, prompts = balls(volumes)
+    batch = Feed(cache, prompts, "full").batch([0, 2], step_seed=3)
+    assert (batch.mask[0, 2] == -1).all() and (batch.mask[1] >= 0).all()
+    assert set(batch.mask[0, :2].unique().tolist()) <= {0, 1}
+
+
+def test_a_window_is_cut_out_of_image_and_masks_alike(volumes):
+    cache, prompts = balls(volumes)
+    feed = Feed(cache, prompts, window=8)
+    assert feed.batch([0, 1]).image.shape == (2, 1, 16, 16, 16)  # whole in evaluation
+    for seed in range(8):
+        batch = feed.batch([0, 2], step_seed=seed)
+        assert batch.image.shape == (2, 1, 8, 8, 8) and batch.mask.shape == (2, 3, 8, 8, 8)
+        assert batch.mask[0, :2].any()  # the first of a batch is about a structure
+        assert (batch.image[0, 0][batch.mask[0, :2].amax(0) > 0] > 0.6).all()
+        assert torch.equal(batch.image, feed.batch([0, 2], step_seed=seed).image)
+    with pytest.raises(DataError, match="window of 20 .* grid is 16x16x16: load the volumes on a larger grid"):
+        Feed(cache, prompts, window=20)
+
+
+def test_volumes_are_resampled_to_millimetres_and_padded(tmp_path):
+    from tests.conftest import write_volumes
+
+    folder = write_volumes(tmp_path / "flat", {"train": 2}, sides=(8, 16, 16), spacing=(4.0, 2.0, 2.0))
+    cases = load_dataset(folder).cases
+    cache = ImageCache.load(cases, 20, spacing=2.0)
+    assert cache.images.shape == (2, 1, 20, 20, 20) and (cache.spacing == 2.0).all()
+    assert not cache.images[:, :, :2].any() and cache.images[:, :, 2].any()  # 16 voxels in the middle of 20
+    stored = ImageCache.load(cases, (8, 16, 16))  # at its own grid, whose voxels are twice as large
+    assert 0.85 < cache.masks.sum() / (2 * stored.masks.sum()) < 1.15
+    with pytest.raises(
+        DataError, match="32x32x32 voxels of 1 mm and the grid 20x20x20: ask for a larger size or spacing"
+    ):
+        ImageCache.load(cases, 20, spacing=1.0)
+
+
+def test_a_training_image_is_read_with_any_of_its_wordings(volumes):
+    cache, prompts = balls(volumes)
+    other = Prompts({"target": prompts.pooled["target"] + 100}, prompts.present)
+    feed = Feed(cache, prompts, rewordings=(other,))
+    assert feed.batch([0, 1]).prompts.pooled["target"].max() < 100  # the first wording in evaluation
+    seen = torch.cat([feed.batch([0, 1], step_seed=seed).prompts.pooled["target"][:, 0] for seed in range(20)])
+    assert {value % 100 for value in seen.tolist()} == {0, 1, 2, 3} and 20 < int((seen >= 100).sum()) < 60
+    again = feed.batch([0, 1], step_seed=4).prompts.pooled["target"]
+    assert torch.equal(again, feed.batch([0, 1], step_seed=4).prompts.pooled["target"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"masks": {"left": 0}, "prompts": {"left": {}, "right": {}}}, "masks of left and prompts for left, right"),
+        ({"masks": {"heart": 0}, "prompts": {"heart": {}}}, "mask of 'heart', which is no class of its card: use left"),
+        ({"shape": (4, 4)}, r"shape \(4, 4\): expected 3 axes"),
+        ({"mask_shape": (4, 4, 5)}, r"mask of left .* has the shape \(4, 4, 5\) and its image \(4, 4, 4\)"),
+        ({"spacing": (1.0, 1.0)}, "spacing of case 'v.left' of dataset 'v' is .*: expected 3 positive numbers"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "spacing of case 'v.left' of dataset 'v' is .*: expected 3 positive numbers"),
+        ({"outcome": (-3.0, True)}, "outcome '-3', '1': expected a positive number of days"),
+        ({"outcome": (float("nan"), True)}, "outcome 'nan', '1': expected a positive number of days"),
+    ],
+)
+def test_a_bad_volume_is_refused_and_leaves_nothing(tmp_path, change, sentence):
+    from tests.conftest import VOLUME_CARD
+
+    shape = change.get("shape", (4, 4, 4))
+    masks = {name: np.zeros(change.get("mask_shape", shape), np.uint8) for name in change.get("masks", {"left": 0})}
+    with pytest.raises(DataError, match=sentence), DatasetWriter(tmp_path / "v", VOLUME_CARD) as writer:
+        writer.add_volume(
+            case_id="v",
+            patient_id="v",
+            split="train",
+            image=np.zeros(shape),
+            masks=masks,
+            spacing=change.get("spacing", (1.0, 1.0, 1.0)),
+            prompts=change.get("prompts", {"left": {}}),
+            outcome=change.get("outcome"),
+        )
+    assert not list(tmp_path.iterdir())

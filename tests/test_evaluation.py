@@ -192,14 +192,15 @@ class StoredFeed:
     def __init__(self, logits, masks, spacing=(1.0, 1.0)):
         self.logits, self.masks = (torch.from_numpy(np.stack(x)[:, None].astype(np.float32)) for x in (logits, masks))
         cases = tuple(SimpleNamespace(dataset="toy", case_id=f"c{i}", patient_id=f"p{i}") for i in range(len(masks)))
-        self.cache = SimpleNamespace(cases=cases, spacing=torch.tensor([spacing] * len(masks)))
+        rows = torch.arange(len(masks))[:, None]
+        self.cache = SimpleNamespace(cases=cases, rows=rows, spacing=torch.tensor([spacing] * len(masks)))
 
     def __len__(self):
         return len(self.masks)
 
     def batch(self, index):
         prompts = SimpleNamespace(to=lambda device: None)
-        return Batch(self.logits[index], self.masks[index], prompts, index)
+        return Batch(self.logits[index], self.masks[index], prompts, index, torch.full((len(index), 2), torch.nan))
 
 
 def logit(mask, size=6.0):
@@ -424,7 +425,8 @@ class PairFeed:
 
     def batch(self, index):
         prompts = Prompts({"local": self.text[index]}, {"local": torch.ones(len(index), dtype=torch.bool)})
-        return Batch(self.image[index], torch.zeros(len(index), 1, 1, 1), prompts, index)
+        mask, unknown = torch.zeros(len(index), 1, 1, 1), torch.full((len(index), 2), torch.nan)
+        return Batch(self.image[index], mask, prompts, index, unknown)
 
 
 TOPS = ["top1_i2t", "top1_t2i", "top2_i2t", "top2_t2i"]

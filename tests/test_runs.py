@@ -178,6 +178,7 @@ def test_a_record_holds_the_table_and_all_that_explains_it(place):
     assert "backbone" in meta["provenance"] and meta["best_step"] in (1, 2)
     model, header = runs.models.load(record.weights, meta["weights_sha256"])
     notes = {"fit_key": meta["fit_key"], "encoder": "hash", "tokens": False, "size": 32, "channels": 1}
+    notes |= {"spacing": None, "window": None}
     assert header["notes"] == notes and not model.training
     assert left(place["root"]) == sorted([record.key, *(f"{record.key}/{f}" for f in FILES)])
     assert not list((place["root"] / "checkpoints").glob("*.pt"))
@@ -713,3 +714,71 @@ def test_who_wants_weights_that_another_process_trains_waits_for_them(place, tmp
 def test_an_unknown_executor_is_refused():
     with pytest.raises(ValueError, match="Unknown executor 'slurm': use one of inline, process, dask"):
         runs.executor("slurm")
+
+
+# --- volumes
+
+
+BALLS = Experiment(
+    arm="balls",
+    model="duplus",
+    config=(("size", "tiny"), ("text_dim", 64), ("stride", 1), ("channels", (8, 8, 16))),
+    train=("balls",),
+    prompts=PromptPolicy(tuple((role, role) for role in ("context", "target", "attribute.modality"))),
+    encoder="hash",
+    size=16,
+    drop_empty=False,
+    loss="duplus",
+    budget=Budget(steps=2, batch=2, validate_every=1),
+    tests=(),
+)
+
+
+def balls(**fields):
+    tests = (runs.Test("own", "balls", BALLS.prompts), runs.Test("two", "balls", BALLS.prompts, limit=2))
+    return dataclasses.replace(BALLS, **{"tests": tests} | fields)
+
+
+def test_a_volume_has_a_row_for_each_structure_and_a_limit_counts_volumes(volumes, tmp_path):
+    place = {"data": tmp_path / "data", "root": tmp_path / "runs"}
+    table = run(balls(limit=3), **place).cases
+    own = table[table["test"] == "own"]
+    assert len(own) == 9 and set(own["case_id"]) == {c.case_id for c in load_dataset(volumes).split("test")}
+    assert set(own[own["area_true"] == 0]["case_id"]) == {"test2.third"}
+    two = table[table["test"] == "two"]["case_id"].str.partition(".")[0]
+    assert two.nunique() == 2 and len(two) in (4, 5)
+    left = runs.Test("left", "balls", BALLS.prompts, only=("test1.left", "balls/test3.left", "other/test2.left"))
+    assert [case.case_id for case in runs._test_cases(left, place["data"]).cases()] == ["test1.left", "test3.left"]
+    chosen = runs._training_cases(balls(limit=3), place["data"], "train").cases()
+    assert len({case.volume for case in chosen}) == 3 and len(chosen) >= 6
+
+
+def test_a_window_and_a_spacing_reach_training_tests_and_later_predictions(volumes, tmp_path):
+    place = {"data": tmp_path / "data", "root": tmp_path / "runs"}
+    wide = balls(
+        spacing=1.0,
+        size=40,
+        window=16,
+        rewordings=(
+            dataclasses.replace(
+                BALLS.prompts,
+                columns=(
+                    ("context", "context"),
+                    ("target", "target@other"),
+                    ("attribute.modality", "attribute.modality"),
+                ),
+            ),
+        ),
+    )
+    assert fit_key(wide, **place) != fit_key(balls(), **place)
+    feeds = runs._fitting_feeds(wide, **place)
+    assert feeds["train"].batch([0], step_seed=1).image.shape[2:] == (16, 16, 16)
+    assert len(feeds["train"].rewordings) == 1 and feeds["select"].rewordings == ()
+    record = run(wide, **place)
+    assert len(record.cases) > 9 and record.cases["dsc"].between(0, 1).all()
+    cases = load_dataset(volumes).split("test")[:2]
+    images, (logits, _) = runs.predict(record, cases, BALLS.prompts, place["root"])
+    assert logits.shape == (1, 2, 40, 40, 40) and images.spacing[0].tolist() == [1, 1, 1]
+    rows = record.cases[record.cases["test"] == "own"].set_index("case_id")
+    found = (logits.sigmoid() > 0.5).sum((2, 3, 4))[0].tolist()
+    assert [rows.loc[case.case_id, "area_pred"] for case in cases] == found

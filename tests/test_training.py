@@ -1,6 +1,7 @@
 """fit(): what is learned, what is kept, and that an interruption changes nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch import nn
 
 from lib.data import Feed, ImageCache, load_dataset
 from lib.losses import loss
+from lib.models import Prediction
 from lib.text import Prompts
-from lib.training import Budget, cyclic_rate, fit, foreground_dice, learning_rate, order
+from lib.training import Budget, average_decay, cyclic_rate, fit, foreground_dice, labelled, learning_rate, order
 
 BUDGET = Budget(steps=24, batch=4, lr=0.02, validate_every=6)
 
@@ -350,8 +352,8 @@ def test_an_impossible_budget_is_refused(field):
 @pytest.mark.parametrize(
     ("field", "sentence"),
     [
-        ({"optimizer": "adam"}, "Budget.optimizer is 'adam': use one of adamw, sgd"),
-        ({"schedule": "step"}, "Budget.schedule is 'step': use one of cosine, poly, cyclic, cyclic_full"),
+        ({"optimizer": "adam"}, "Budget.optimizer is 'adam': use one of adamw, sgd, lamb"),
+        ({"schedule": "step"}, "Budget.schedule is 'step': use one of cosine, restart, exponential, poly"),
         ({"cycles": 2}, "cycles is 2 for 60 steps of the schedule 'cosine': .* 1 unless the schedule is cyclic"),
         ({"cycles": 7, "schedule": "cyclic"}, "cycles is 7 for 60 steps .*: give a number that divides the steps"),
         ({"gamma": 0.0}, "Budget.gamma is 0.0: give a share above 0 and up to 1"),
@@ -362,3 +364,91 @@ def test_an_impossible_budget_is_refused(field):
 def test_an_impossible_schedule_is_refused(field, sentence):
     with pytest.raises(ValueError, match=sentence):
         Budget(steps=60, validate_every=10, **field)
+
+
+# --- several structures, and what is not a mask
+
+
+def test_an_unlabelled_structure_reaches_no_loss():
+    logits = torch.randn(2, 3, 4, 4, 4, requires_grad=True)
+    mask = torch.randint(0, 2, (2, 3, 4, 4, 4)).float()
+    mask[1, 2] = -1
+    chosen, truth = labelled(logits, mask)
+    assert chosen.shape == truth.shape == (5, 1, 4, 4, 4) and truth.min() == 0
+    loss("dice_bce")(chosen, truth).backward()
+    assert not logits.grad[1, 2].any() and logits.grad.flatten(2).any(2).sum() == 5
+    one = torch.zeros(2, 1, 4, 4)
+    assert labelled(one, one)[0] is one
+
+
+def test_the_validation_dice_averages_the_labelled_structures():
+    mask = torch.zeros(1, 3, 2, 2)
+    mask[0, 0, 0], mask[0, 2] = 1, -1
+    logits = torch.full((1, 3, 2, 2), -1.0)
+    logits[0, 0, 0, 0] = 1
+    assert foreground_dice(logits, mask).tolist() == [pytest.approx((2 / 3 + 1) / 2)]
+
+
+def test_duplus_schedules_restart_and_rise_exponentially():
+    budget = Budget(steps=400, lr=1.0, warmup=0.0125, schedule="restart")
+    restart = [learning_rate(budget, step) for step in range(400)]
+    assert restart[4] == 1 and restart[199] < 0.001 and restart[200] == pytest.approx(0.01)
+    assert restart[210] == pytest.approx(1) and min(restart[210:]) == pytest.approx(0.01)
+    rising = [learning_rate(Budget(steps=100, lr=1.0, warmup=0.1, schedule="exponential"), s) for s in range(100)]
+    assert rising[0] < 1e-4 and rising[10] == pytest.approx(1) and rising[99] < 0.02
+
+
+def test_a_young_average_forgets_its_random_start():
+    assert [average_decay(0.99, step) for step in (0, 1, 3, 500)] == [0, 0.5, 0.75, 0.99]
+
+
+def test_a_part_of_a_model_may_learn_at_a_share_of_the_rate(tiny_model, feeds):
+    moved = []
+    for rates in ({}, {"text.": 0.0}):
+        model, start = tiny_model(), tiny_model()
+        model.rates = rates
+        train(model, feeds, Budget(steps=3, batch=4, lr=0.02, validate_every=3))
+        moved.append(
+            {name for name, p in model.named_parameters() if not torch.equal(p, dict(start.named_parameters())[name])}
+        )
+    assert {"text.weight", "text.bias"} <= moved[0] and moved[1] == moved[0] - {"text.weight", "text.bias"}
+
+
+def test_lamb_learns_too(tiny_model, feeds):
+    model = tiny_model()
+    result = train(model, feeds, Budget(steps=24, batch=4, lr=0.02, validate_every=6, optimizer="lamb"))
+    assert result.log["loss"].iloc[-1] < result.log["loss"].iloc[0]
+
+
+class Risk(nn.Module):
+    """One number per image, which the loss compares with the outcome and not with the mask."""
+
+    learns = "outcome"
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image, prompts):
+        return Prediction(image.mean((1, 2, 3))[:, None] * self.weight, {})
+
+    def score(self, prediction, batch):
+        return -(prediction.logits[:, 0] - batch.outcome[:, 0]).square()
+
+
+def test_a_model_of_outcomes_is_fitted_to_them(feeds):
+    train_feed, valid = feeds
+    for feed in feeds:
+        feed.cache = replace(feed.cache, outcomes=torch.full((len(feed), 2), 3.0))
+    model = Risk()
+    fit(
+        model,
+        lambda logits, outcome: (logits[:, 0] - outcome[:, 0]).square().mean(),
+        train_feed,
+        valid,
+        Budget(steps=60, batch=4, lr=0.3, warmup=0.0, weight_decay=0.0, validate_every=20),
+        seed=0,
+        device="cpu",
+    )
+    brightness = valid.cache.images.mean()
+    assert model.weight.item() * brightness == pytest.approx(3, abs=0.5)

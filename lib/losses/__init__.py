@@ -21,6 +21,8 @@ LOSSES: dict[str, str] = {
     "nnunet": "lib.losses.overlap:nnunet",
     "tversky": "lib.losses.overlap:tversky",
     "tversky_specific": "lib.losses.overlap:tversky_specific",
+    "adaptive_tversky": "lib.losses.overlap:adaptive_tversky",
+    "duplus": "lib.losses.overlap:duplus",
     "xbusnet_dice": "lib.losses.overlap:xbusnet_dice",
     "seu": "lib.losses.seu:seu",
     "seu_binary": "lib.losses.seu:seu_binary",

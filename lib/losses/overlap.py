@@ -44,6 +44,24 @@ def tversky_specific(logits: Tensor, mask: Tensor) -> Tensor:
     return tversky(logits, mask, alpha=0.7, beta=0.3)
 
 
+def adaptive_tversky(logits: Tensor, mask: Tensor) -> Tensor:
+    """Tversky loss of DuPLUS, 1 - TP / (TP + a FP + (1 - a) FN), per image and class, averaged.
+
+    a = FP / (FP + FN) within .2 and .8 weighs whichever error is the larger one; the gradient flows through it.
+    Source: BioMedIA-MBZUAI/DuPLUS @924beb3, training/losses.py; MONAI's Tversky loss has fixed weights.
+    """
+    probability, mask = full(logits).sigmoid().flatten(2), mask.flatten(2)
+    hit = (probability * mask).sum(2)
+    over, under = (probability * (1 - mask)).sum(2), ((1 - probability) * mask).sum(2)
+    weight = (over / (over + under + 1e-6)).clamp(0.2, 0.8)
+    return 1 - (hit / (hit + weight * over + (1 - weight) * under + 1e-6)).mean()
+
+
+def duplus(logits: Tensor, mask: Tensor) -> Tensor:
+    """The loss of DuPLUS: adaptive Tversky plus half the cross-entropy."""
+    return adaptive_tversky(logits, mask) + 0.5 * bce(logits, mask)
+
+
 def xbusnet_dice(logits: Tensor, mask: Tensor) -> Tensor:
     """Soft Dice of XBusNet, 1 - 2 (Σpy + 1) / (Σp + Σy + 1), averaged.
 

@@ -25,6 +25,7 @@ MODELS = {  # name -> "module:builder", imported when asked for
     "clip": "lib.models.clip:build_clip",
     "medclip_samv2": "lib.models.medclip_samv2:build",
     "dynunet": "lib.models.snapshots:build",
+    "duplus": "lib.models.duplus:build",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
@@ -37,6 +38,29 @@ class Prediction(NamedTuple):
 
     logits: Tensor
     aux: dict[str, Tensor]
+
+
+def segment(model: nn.Module, image: Tensor, prompts, window: int | None = None) -> Prediction:
+    """Let a model read a batch: at once, or volumes window by window, averaged with Gaussian weights at half overlap.
+
+    image: [B, C, *S]; prompts: of B·K cases; the logits are [B, K, *S], and windows leave no extras in `aux`.
+    """
+    if window is None or max(image.shape[2:]) <= window:
+        return model(image, prompts)
+    from monai.inferers import sliding_window_inference  # seconds to import
+
+    each = len(prompts) // len(image)
+    volumes = []
+    for number, volume in enumerate(image):
+        own = prompts[torch.arange(number * each, (number + 1) * each, device=image.device)]
+
+        def read(windows: Tensor, own=own) -> Tensor:
+            return model(windows, own[torch.arange(each, device=image.device).repeat(len(windows))]).logits
+
+        volumes.append(
+            sliding_window_inference(volume[None], (window,) * (image.ndim - 2), 4, read, overlap=0.5, mode="gaussian")
+        )
+    return Prediction(torch.cat(volumes), {})
 
 
 def build(name: str, **config) -> nn.Module:

@@ -39,12 +39,13 @@ class NullablePrompt(nn.Module):
     Text is standardised per dimension with statistics of the training prompts (`calibrate`; identity before),
     then both text and learned null are L2-normalised and scaled by sqrt(dim), so that what reads them sees
     unit-variance input whichever it is (ours: the paper states no normalisation). `kind` may be switched at
-    run time: "learned" feeds the trained null, "zero" exact zeros (the ablation).
+    run time: "learned" feeds the trained null, "zero" exact zeros (the ablation). Without `normalise` text is fed as
+    it is, as papers do whose embeddings are normalised by their encoder.
     """
 
-    def __init__(self, role: str, dim: int, kind: str = "learned"):
+    def __init__(self, role: str, dim: int, kind: str = "learned", normalise: bool = True):
         super().__init__()
-        self.role, self.dim, self.kind = role, dim, kind
+        self.role, self.dim, self.kind, self.normalise = role, dim, kind, normalise
         self.null = nn.Parameter(0.02 * torch.randn(dim))  # ours: N(0, .02), not stated
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
@@ -72,6 +73,8 @@ class NullablePrompt(nn.Module):
 
     def text(self, pooled: Tensor) -> Tensor:
         """Normalise pooled embeddings [B, D] as the model sees them."""
+        if not self.normalise:
+            return pooled
         return F.normalize((pooled - self.mean) / self.std, dim=-1) * self.dim**0.5
 
     def absent(self) -> Tensor:

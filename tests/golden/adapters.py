@@ -4,6 +4,7 @@ An adapter takes a Case and returns its outputs by array name; it serves every c
 seed, shape and arguments.
 """
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -20,11 +21,13 @@ from lib.evaluation import (
     xbusnet_scores,
 )
 from lib.losses.contrastive import cosine_similarity, dhn_nce, dhn_nce_released, info_nce
-from lib.losses.overlap import dice_ce, xbusnet_dice, zept_dice
+from lib.losses.overlap import adaptive_tversky, bce, dice_ce, duplus, xbusnet_dice, zept_dice
 from lib.losses.seu import released_dice, released_dice_ce, seu_terms
 from lib.models.blocks import GroupNormResidual, ResidualFiLM, UpConv
 from lib.models.clip import Tower
 from lib.models.coarse import boxes, keep_largest, threshold, two_means
+from lib.models.duplus import DuPLUSConfig, FiLM, Gate, build, halved, joined
+from lib.models.duplus import Stage as DuPLUSStage
 from lib.models.saliency import enlarged, m2ib
 from lib.models.sam import SamConfig, SamFeatures, build_sam, from_square, resize, to_square, vit
 from lib.models.scan import selective_scan
@@ -40,7 +43,8 @@ from lib.models.uavls import (
     released_input,
     released_name,
 )
-from lib.training import cyclic_rate, poly_rate
+from lib.text import Prompts
+from lib.training import average_decay, cosine_rate, cyclic_rate, exponential_rate, poly_rate, restart_rate
 
 ADAPTERS: dict[str, Callable] = {}
 # Who will bring the adapter of a function, by the first word of its cases' names.
@@ -475,3 +479,122 @@ def checkpoint_ensemble(case):
         "score": np.array(ring_uncertainty(mean, 0.2, released=True)),
         "ring_pixels": np.array(int(ring.sum())),
     }
+
+
+@adapter("DuPLUS segmentation losses")
+def duplus_losses(case):
+    labelled = case.tensor("tgt_idx") < case.arguments["K"] - 1  # the last index is the padding class
+
+    def value(function):
+        logits = case.tensor("logits", grad=True)
+        return _scalar_with_gradient(
+            function(logits[labelled][:, None], case.tensor("mask")[labelled][:, None]), logits
+        )
+
+    (dice_loss, grad_dice), (bce_loss, grad_bce) = value(adaptive_tversky), value(bce)
+    outputs = {"dice_loss": dice_loss, "grad_dice": grad_dice, "bce_loss": bce_loss, "grad_bce": grad_bce}
+    return outputs | {"total": value(duplus)[0]}
+
+
+@adapter("exponential moving average of the weights")
+def duplus_average(case):
+    average, steps = case.tensor("ema0").clone(), []
+    for step, weights in enumerate(case.tensor("params")):
+        average.lerp_(weights, 1 - average_decay(case.arguments["alpha"], step))
+        steps.append(average.clone())
+    return {"ema": torch.stack(steps).numpy()}
+
+
+@adapter("DuPLUS learning-rate schedules, one value per epoch (columns: main group, text/LoRA group)")
+def duplus_rates(case):
+    outputs = {}
+    for given in case.arguments:
+        base, warmup, epochs = given["base_lr"], given["warmup_epochs"], given["max_epochs"]
+        for name, rate, share in (
+            ("cosine_restart", restart_rate, 0.1),
+            ("cosine", cosine_rate, 1),
+            ("exp", exponential_rate, 1),
+        ):
+            rates = np.array([rate(base, epoch, warmup, epochs) for epoch in range(epochs)])
+            outputs[f"{name}_{given['index']}"] = np.stack([rates, rates * share], 1)
+    return outputs
+
+
+@adapter("text modulation of a 3-D feature map: FiLM and text-generated spatial gate")
+def duplus_modulation(case):
+    x, text = case.tensor("x"), case.tensor("prompt")
+    film, gate = (kind(text.shape[1], x.shape[1], 256).double() for kind in (FiLM, Gate))
+    film.load_state_dict(case.parameters("film"))
+    gate.load_state_dict(case.parameters("dyn"))
+    with torch.no_grad():
+        outputs = {"y_film": film(x, text), "gate": gate.map(x, text), "y_gate": gate(x, text)}
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+DUPLUS_NAMES = (  # the released name of a tensor -> its name here
+    (r"^inc_ct\.conv1\.", "stems.0.conv."),
+    (r"^inc_mr\.conv1\.", "stems.1.conv."),
+    (r"^inc_pet\.conv1\.", "stems.2.conv."),
+    (r"^inc_ct\.conv2\.", "stems.0.block."),
+    (r"^inc_mr\.conv2\.", "stems.1.block."),
+    (r"^inc_pet\.conv2\.", "stems.2.block."),
+    (r"^(down|up)(\d?)\.block_list\.(\d)\.", lambda m: f"{m[1]}s.{int(m[2] or 1) - 1}.{int(m[3]) - (m[1] == 'down')}."),
+    (r"(conv1|conv2|shortcut)\.conv\.weight$", r"\1.weight"),
+    (r"\.(film|dynamic_conv)\.", ".modulation."),
+    (r"^precls_conv\.", "before_head."),
+)
+
+
+def _duplus_weights(case):
+    """The case's weights by their names here."""
+    weights = {}
+    for released in [name.removeprefix("param:") for name in case.arrays if name.startswith("param:")]:
+        name = released
+        for pattern, ours in DUPLUS_NAMES:
+            name = re.sub(pattern, ours, name)
+        weights[name] = case.tensor(f"param:{released}")
+    if "controller.weight" in weights:  # a convolution of a single voxel there, a linear layer here
+        weights["controller.weight"] = weights["controller.weight"].flatten(1)
+    return weights
+
+
+@adapter("one encoder stage and the matching decoder stage with text modulation = film")
+@adapter("one encoder stage and the matching decoder stage with text modulation = gate")
+def duplus_stage(case):
+    x, text = case.tensor("x"), case.tensor("prompt")
+    given = case.arguments
+    inputs, outputs, blocks = given["C_in"], given["C_out"], given["num_block"]
+    config = DuPLUSConfig(text_dim=given["prompt_dim"], modulation=given["modulation"])
+    stages = {
+        "downs.0.": DuPLUSStage(config, inputs, outputs, blocks).double(),
+        "ups.0.": DuPLUSStage(config, inputs + outputs, inputs, blocks).double(),
+    }
+    weights = _duplus_weights(case)
+    for start, stage in stages.items():
+        stage.load_state_dict({n.removeprefix(start): t for n, t in weights.items() if n.startswith(start)})
+    with torch.no_grad():
+        down = stages["downs.0."](halved(x), text)
+        up = stages["ups.0."](joined(down, x), text)
+    return {"y_down": down.numpy(), "y_up": up.numpy()}
+
+
+@adapter("complete DuPLUS segmentation network on a small configuration, text modulation = film")
+def duplus_network(case):
+    base, classes = case.arguments["base_channels_b"], case.arguments["classes"]
+    width = case.arguments["embedding_width"]
+    channels = tuple(base * times for times in (1, 2, 4, 8, 10))
+    model = build(channels=channels, blocks=1, text_dim=width, modulation=case.arguments["modulation"]).double()
+    absent = model.load_state_dict(_duplus_weights(case), strict=False)
+    assert not absent.unexpected_keys  # what we have beside: nulls, standardisation and the modalities' words
+    assert {name.split(".")[0] for name in absent.missing_keys} == {"modalities", "context", "target"}
+    words = torch.eye(3, width)
+    model.modalities.copy_(words)
+    texts = {
+        "context": case.tensor("t1").repeat_interleave(classes, 0),
+        "target": case.tensor("t2").flatten(0, 1),
+        "attribute.modality": words[case.tensor("modality")].repeat_interleave(classes, 0),
+    }
+    present = {role: torch.ones(len(text), dtype=torch.bool) for role, text in texts.items()}
+    prompts = Prompts({role: text.float() for role, text in texts.items()}, present)
+    with torch.no_grad():
+        return {"logits": model.eval()(case.tensor("x"), prompts).logits.numpy()}
