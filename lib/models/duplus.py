@@ -189,6 +189,7 @@ class DuPLUS(nn.Module):
         super().__init__()
         self.config = config
         self.roles = (CONTEXT, TARGET, MODALITY)
+        self.image_roles = (config.modulated_by, MODALITY)  # what encode_image reads
         self.switches: dict[str, tuple] = {}
         self.provenance = {"backbone": "trained from scratch"}
         if config.validation == "twice":

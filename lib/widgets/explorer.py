@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import traitlets
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lib import models
 from lib.data import Case, Dataset, ImageCache, load_dataset
@@ -26,6 +27,8 @@ class PromptExplorer(anywidget.AnyWidget):
     The browser asks through `request` {id, case, prompts: role -> string or null} and is answered through
     `answer` {id, probability (PNG data URL), milliseconds, error}. Threshold, overlays and Dice are computed in
     the browser. `table` holds answers computed beforehand, so that a page without a kernel can still show them.
+    Of a volume three slices are shown side by side, through the middle of the case's structure. A model whose
+    `encode_image` reads prompts too names their roles in `image_roles`.
     """
 
     _esm = Path(__file__).with_name("explorer.js")
@@ -41,7 +44,8 @@ class PromptExplorer(anywidget.AnyWidget):
     def __init__(self, model: nn.Module, cache: ImageCache, bank: CaptionBank, title: str = "", tokens: bool = False):
         super().__init__(title=title)
         self._model, self._cache, self._bank, self._tokens = model.eval(), cache, bank, tokens
-        self._features: dict[int, object] = {}
+        self._features: dict[tuple, object] = {}
+        self._image_of = {row: image for image, rows in enumerate(cache.rows.tolist()) for row in rows}
         self.roles = list(model.roles)
         self.cases = [self._describe(i) for i in range(len(cache.cases))]
         self.suggestions = {role: self._suggest(role) for role in self.roles}
@@ -49,13 +53,24 @@ class PromptExplorer(anywidget.AnyWidget):
 
     def _describe(self, index: int) -> dict:
         case = self._cache.cases[index]
-        image = self._cache.images[index].permute(1, 2, 0).squeeze(-1).cpu().numpy()
+        image = self._cache.images[self._image_of[index]]
+        shown = self._slices(index, image[0]) if image.ndim == 4 else image.permute(1, 2, 0).squeeze(-1)
         return {
             "name": case.case_id,
-            "image": png(image),
-            "truth": png(self._cache.masks[index, 0].cpu().numpy()),
+            "image": png(shown.cpu().numpy()),
+            "truth": png(self._slices(index, self._cache.masks[index, 0]).cpu().numpy()),
             "prompts": {role: case.prompts.get(role) for role in self.roles},
         }
+
+    def _slices(self, index: int, array: Tensor) -> Tensor:
+        """A plane as it is; of [D, H, W] the axial, coronal and sagittal slice through the structure, head up."""
+        if array.ndim == 2:
+            return array
+        inside = self._cache.masks[index, 0].nonzero()
+        z, y, x = (inside.float().mean(0).round().long() if len(inside) else torch.tensor(array.shape) // 2).tolist()
+        planes = [array[z], array[:, y].flip(0), array[:, :, x].flip(0)]
+        tall = max(plane.shape[0] for plane in planes)
+        return torch.cat([F.pad(plane, (0, 0, 0, tall - plane.shape[0])) for plane in planes], 1)
 
     def _suggest(self, role: str) -> list[str]:
         own = (case["prompts"][role] for case in self.cases)
@@ -63,25 +78,31 @@ class PromptExplorer(anywidget.AnyWidget):
 
     @torch.no_grad()
     def probability(self, case: int, prompts: dict[str, str | None]) -> np.ndarray:
-        """Segment one case under these prompts: [H, W] probabilities; the image is encoded on first use only."""
+        """Segment one case under these prompts: [H, W] probabilities of what is shown; an image is encoded once."""
         if case not in range(len(self._cache.cases)):
             raise ValueError(f"Case {case} is not shown here: choose 0 to {len(self._cache.cases) - 1}.")
         unknown = sorted(set(prompts) - set(self.roles))
         if unknown:
             raise ValueError(f"Unknown prompt role {unknown[0]!r}: this model reads {', '.join(self.roles)}.")
-        if case not in self._features:
-            self._features[case] = self._model.encode_image(self._cache.images[case : case + 1])
         texts = {role: [prompts.get(role)] for role in self.roles}
         self._bank.embed((text for (text,) in texts.values() if text is not None), self._tokens)
-        device = self._cache.images.device
-        prediction = self._model.decode(self._features[case], self._bank.prompts(texts, self._tokens).to(device))
-        return prediction.logits[0, 0].sigmoid().float().cpu().numpy()
+        asked = self._bank.prompts(texts, self._tokens).to(self._cache.images.device)
+        features = self._image_key(case, prompts)
+        if features not in self._features:
+            image = self._cache.images[features[0] : features[0] + 1]
+            self._features[features] = self._model.encode_image(image, *([asked] if features[1:] else []))
+        prediction = self._model.decode(self._features[features], asked)
+        return self._slices(case, prediction.logits[0, 0].sigmoid().float()).cpu().numpy()
+
+    def _image_key(self, case: int, prompts: dict[str, str | None]) -> tuple:
+        """The number of a case's image, and the prompts that the model reads when it encodes it."""
+        return self._image_of.get(case), *(prompts.get(role) for role in getattr(self._model, "image_roles", ()))
 
     def ask(self, case: int, prompts: dict[str, str | None]) -> dict:
         """Answer one request; an error of the model becomes one sentence in the answer."""
         try:
-            if case not in self._features:  # so that the time below is the prompt's and not the image's
-                self.probability(case, {})
+            if self._image_key(case, prompts) not in self._features:
+                self.probability(case, prompts)  # so that the time below is the prompt's and not the image's
             start = time.perf_counter()
             probability = self.probability(case, prompts)
             milliseconds = (time.perf_counter() - start) * 1000
@@ -139,19 +160,20 @@ def explore(
     `encoder`, `size`, `channels` and `tokens` are read from the weights file; a bare model needs the first two.
     Raises ValueError with a remedy.
     """
-    title = ""
+    title, spacing = "", None
     if isinstance(model, str | Path):
         path = Path(model)
         model, meta = models.load(path)
         notes = meta["notes"]
         encoder, size = encoder or notes["encoder"], size or notes["size"]
         channels, tokens = notes.get("channels", channels), notes.get("tokens", tokens)
-        title = path.stem
+        title, spacing = path.stem, notes.get("spacing")
     if encoder is None or size is None:
         raise ValueError("A bare model needs encoder= and size=: give those it was trained with.")
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
-    cache = ImageCache.load(_choose(dataset.split(split), model.roles, n), size, channels, drop_empty=True)
+    chosen = _choose(dataset.split(split), model.roles, n)
+    cache = ImageCache.load(chosen, size, channels, drop_empty=True, spacing=spacing)
     explorer = PromptExplorer(model, cache, CaptionBank(encoder, captions), title, tokens)
     if precompute:
         explorer.precompute()

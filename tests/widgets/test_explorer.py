@@ -14,9 +14,10 @@ from PIL import Image
 
 from lib import models
 from lib.data import load_dataset
+from lib.text import CaptionBank
 from lib.widgets import explore
 from lib.widgets.explorer import key, png
-from tests.conftest import write_tiny_dataset
+from tests.conftest import write_tiny_dataset, write_volumes
 
 
 def talkative(**config):
@@ -99,3 +100,22 @@ def test_both_halves_name_an_answer_alike():
 def test_the_module_asks_for_nothing_from_the_network():
     source = (Path(models.__file__).parents[1] / "widgets" / "explorer.js").read_text("utf-8")
     assert "http" not in source and "import " not in source
+
+
+def test_of_a_volume_three_slices_are_shown_and_a_target_costs_no_second_pass(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = models.build("duplus", size="tiny", text_dim=64, channels=(8, 16, 32)).eval()
+    dataset = load_dataset(write_volumes(tmp_path / "balls"))
+    bank = CaptionBank("hash", tmp_path / "captions")
+    words = {"attribute.modality": ["CT", "MR"], "context": ["a", "b"], "target": ["c", "d"]}
+    model.calibrate_text(bank.prompts(words))
+    models.save(tmp_path / "m.safetensors", model, "duplus", encoder="hash", size=16, spacing=None)
+    explorer = explore(tmp_path / "m.safetensors", dataset, n=2, captions=tmp_path / "captions")
+    own = explorer.cases[1]["prompts"]
+    left, right = (explorer.probability(case, own) for case in (0, 1))
+    assert left.shape == (16, 48) and explorer.cases[0]["image"] != explorer.cases[1]["image"]  # through its own ball
+    truth = Image.open(io.BytesIO(base64.b64decode(explorer.cases[0]["truth"].split(",")[1])))
+    assert np.asarray(truth)[:, :16].any() and np.asarray(truth)[:, 16:32].any() and np.asarray(truth)[:, 32:].any()
+    assert "without its modality" in explorer.ask(0, own | {"attribute.modality": None})["error"]
+    monkeypatch.setattr(explorer._model, "encode_image", lambda image, prompts: pytest.fail("encoded again"))
+    explorer.probability(0, own | {"target": "the other ball"})
