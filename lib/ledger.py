@@ -1,6 +1,7 @@
 """Claims and audits of the papers -> contrasts on run records -> verdicts that nobody types by hand."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lib.statistics import Interval, bootstrap_means, interval, paired_bootstrap
+from lib.survival import concordance, concordance_difference
 
 LEVELS = {
     "P": "phantom",
@@ -17,6 +19,9 @@ LEVELS = {
     "R": "real, reduced scale or without the paper's weights",
     "F": "the paper's own data, weights and budget",
 }
+
+
+CINDEX = "cindex"  # the one metric that is no mean of cases: how well the risks of a test order its patients
 
 
 class Arm(BaseModel):
@@ -135,6 +140,8 @@ def judge(claim: Claim, table: pd.DataFrame, level: str, dataset: str | None = N
     contrast = claim.contrast
     if contrast.cases == "worded":
         rows = rows[rows["worded"]]
+    if contrast.metric == CINDEX:
+        return _judge_order(blank, rows, contrast)
     a = scores(rows, contrast.a, contrast.metric)
     b = scores(rows, contrast.b, contrast.metric) if contrast.b else a * 0 + contrast.value
     if a.empty or b.empty:
@@ -146,19 +153,45 @@ def judge(claim: Claim, table: pd.DataFrame, level: str, dataset: str | None = N
     if a.empty:
         return blank
     effect = paired_bootstrap(a.to_numpy().T, b.to_numpy().T, patients=_patients(a))
+    return _judged(blank, rows, contrast, effect, a.to_numpy().mean(), b.to_numpy().mean())
+
+
+def _judged(blank: Verdict, rows: pd.DataFrame, contrast: Contrast, effect: Interval, a: float, b: float) -> Verdict:
     used = rows[rows["arm"].isin({x.arm for x in (contrast.a, contrast.b) if x})]
     return blank.model_copy(
         update={
             "verdict": decide(effect, contrast),
             "effect": (effect.mean, effect.low, effect.high),
-            "a": float(a.to_numpy().mean()),
-            "b": float(b.to_numpy().mean()),
-            "n_cases": len(a),
+            "a": float(a),
+            "b": float(b),
+            "n_cases": effect.n_cases,
             "n_patients": effect.n_patients,
-            "n_seeds": a.shape[1],
+            "n_seeds": effect.n_seeds,
             "keys": tuple(sorted(set(used["key"]))),
         }
     )
+
+
+def _judge_order(blank: Verdict, rows: pd.DataFrame, contrast: Contrast) -> Verdict:
+    """Judge a contrast of concordances, on the patients and seeds that both sides have."""
+    if "risk" not in rows:
+        return blank
+    names = ["dataset", "case_id", "patient_id", "time", "event", "seed"]
+    sides = [
+        rows[(rows["arm"] == arm.arm) & (rows["test"] == arm.test)][[*names, "risk"]].dropna()
+        for arm in (contrast.a, contrast.b)
+        if arm
+    ]
+    if any(side.empty for side in sides):
+        return blank
+    if contrast.b is None:
+        found = concordance(sides[0])
+        effect = replace(found, **{name: getattr(found, name) - contrast.value for name in ("mean", "low", "high")})
+        return _judged(blank, rows, contrast, effect, found.mean, contrast.value)
+    both = sides[0].merge(sides[1], on=names, suffixes=("_a", "_b"))
+    effect = concordance_difference(both, "risk_a", "risk_b")
+    a, b = (concordance(both.assign(risk=both[f"risk_{side}"])).mean for side in "ab")
+    return _judged(blank, rows, contrast, effect, a, b)
 
 
 def _patients(index: pd.DataFrame) -> list[str]:

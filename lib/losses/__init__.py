@@ -35,6 +35,9 @@ LOSSES: dict[str, str] = {
     "hn_nce": "lib.losses.contrastive:hn_nce",
     "dhn_nce": "lib.losses.contrastive:dhn_nce",
     "dhn_nce_released": "lib.losses.contrastive:dhn_nce_released",
+    "cox": "lib.losses.survival:cox",
+    "cox_efron": "lib.losses.survival:cox_efron",
+    "discrete": "lib.losses.survival:discrete",
 }
 
 

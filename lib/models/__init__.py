@@ -26,6 +26,7 @@ MODELS = {  # name -> "module:builder", imported when asked for
     "medclip_samv2": "lib.models.medclip_samv2:build",
     "dynunet": "lib.models.snapshots:build",
     "duplus": "lib.models.duplus:build",
+    "duplus_prognosis": "lib.models.duplus:build_prognosis",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")

@@ -3,7 +3,9 @@
 What the paper leaves open is taken from its code, github.com/BioMedIA-MBZUAI/DuPLUS @924beb3 (MIT), where that exists.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from lib.models import Prediction, configure
 from lib.models.blocks import NullablePrompt
+from lib.models.lora import DIM, LoraText, LoraTextConfig
 from lib.text import Prompts
 
 MODULATIONS = ("film", "gate", "none")
@@ -41,7 +44,7 @@ class DuPLUSConfig:
 
 SIZES = {
     "paper": {},
-    "small": {"channels": (16, 32, 64, 128, 160), "text_dim": 384, "normalise": True, "identity": True},
+    "small": {"channels": (16, 32, 64, 128, 160), "text_dim": 384, "normalise": True},
     "tiny": {
         "channels": (8, 16, 32, 64),
         "blocks": 1,
@@ -49,7 +52,6 @@ SIZES = {
         "text_dim": 384,
         "hidden": 64,
         "normalise": True,
-        "identity": True,
     },
 }
 
@@ -326,9 +328,142 @@ class DuPLUS(nn.Module):
         return prediction
 
 
-def build(size: str = "paper", **fields) -> DuPLUS:
+# ---- prognosis ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PrognosisConfig(DuPLUSConfig):
+    """The network whose features predict, and how a record joins them; all of it is ours, as no code is released."""
+
+    use_image: bool = True
+    use_record: bool = True
+    text: str = "lora"  # paper; "released" is what the code makes of it, "frozen" and "full" are the two ends
+    rank: int = 32  # of LoRA (code)
+    alpha: int = 128  # of LoRA (code)
+    text_dropout: float = 0.2  # of LoRA (code)
+    text_rate: float = 0.1  # share of the learning rate for the text encoder (code)
+    widths: tuple[int, ...] = (256, 64)
+    dropout: float = 0.2
+
+
+PROGNOSIS_SIZES = {
+    "paper": SIZES["paper"],
+    "small": {**SIZES["small"], "widths": (64,)},
+    "tiny": {**SIZES["tiny"], "widths": (32,)},
+}
+IMAGES = ("own", "another", "none")
+
+
+class Prognosis(nn.Module):
+    """Risk of a patient from F_dense of a frozen DuPLUS and a record that a text encoder with LoRA reads.
+
+    image [B, 1, D, H, W] or what `digest` made of it, [B, dense]; prompts with tokens of the encoder "minilm-ids", of
+    B or B·K cases -> logits [B, 1], a log hazard: higher is earlier. Switch `image`: "own", "another" patient's of the
+    batch, or "none". A record that is absent, and an image under "none", are zeros after standardisation.
+    """
+
+    learns = "outcome"
+
+    def __init__(self, config: PrognosisConfig, network: DuPLUS | None, text: LoraText | None):
+        super().__init__()
+        self.config = config
+        self.roles = (RECORD, CONTEXT) if network else (RECORD,)
+        self.switches = {"image": IMAGES} if network else {}
+        self.image = "own"
+        self.network = network.requires_grad_(False).eval() if network else None
+        self.text = text
+        self.rates = {"text.": config.text_rate}
+        self.provenance = {"network": "random start, frozen"} if network else {}
+        self.provenance |= text.provenance if text else {}
+        # Averaged over all steps (momentum None): a first guess of 1 for the variance would outlast a short training.
+        self.dense_norm = nn.BatchNorm1d(config.dense, affine=False, momentum=None) if network else None
+        self.record_norm = nn.BatchNorm1d(DIM, affine=False, momentum=None) if text else None
+        sizes = (config.dense * bool(network) + DIM * bool(text), *config.widths)
+        layers = [
+            layer
+            for a, b in zip(sizes, sizes[1:], strict=False)
+            for layer in (nn.Dropout(config.dropout), nn.Linear(a, b), nn.ELU())
+        ]
+        self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+
+    def adopt_part(self, name: str, part: nn.Module) -> None:
+        """Take over a trained segmentation network; raises ValueError for any other part, or one of another config."""
+        if name != "network" or not isinstance(part, DuPLUS) or self.network is None:
+            raise ValueError(
+                f"A prognosis takes a part 'network' that is a DuPLUS, not '{name}' ({type(part).__name__})."
+            )
+        if part.config != self.network.config:
+            raise ValueError(f"The network is another one ({part.config}) than the config asks for: give it the same.")
+        self.network.load_state_dict(part.state_dict())
+        self.provenance = {**self.provenance, "network": "trained to segment, frozen"}
+
+    def train(self, mode: bool = True) -> "Prognosis":
+        super().train(mode)
+        if self.network is not None:
+            self.network.eval()
+        return self
+
+    @torch.no_grad()
+    def digest(self, image: Tensor, prompts: Prompts) -> Tensor:
+        """F_dense [B, dense] of the frozen network, which no training changes: made once for each image.
+
+        A process remembers it, since every arm of an experiment asks for the same.
+        """
+        if self.network is None:
+            return image.flatten(1)[:, :1]
+        each = len(prompts) // len(image)
+        first = prompts[torch.arange(0, len(prompts), each, device=image.device)]
+        roles = [role for role in (CONTEXT, MODALITY) if role in first.present]
+        known = hashlib.sha256()
+        for tensor in (*self.network.state_dict().values(), image, *(first.tokens[role] for role in roles)):
+            known.update(tensor.cpu().contiguous().numpy().tobytes())
+        name = known.digest()
+        if name not in _DENSE:
+            # The network was trained with sentences as the encoder embeds them before it learns anything.
+            reader = _reader().to(image.device)
+            words = {role: reader.read(first, role) for role in roles}
+            present = {role: first.present[role] for role in roles}
+            _DENSE[name] = self.network.encode_image(image, Prompts(words, present)).dense
+        return _DENSE[name]
+
+    def forward(self, image: Tensor, prompts: Prompts) -> Prediction:
+        each = len(prompts) // len(image)
+        parts = []
+        if self.network is not None:
+            dense = self.dense_norm(image if image.ndim == 2 else self.digest(image, prompts))
+            if self.image == "another":
+                dense = dense.roll(1, 0)
+            parts.append(torch.zeros_like(dense) if self.image == "none" else dense)
+        if self.text is not None:
+            first = prompts[torch.arange(0, len(prompts), each, device=image.device)]
+            present = first.present[RECORD]
+            words = self.record_norm(self.text.read(first, RECORD))
+            parts.append(torch.where(present[:, None], words, 0))
+        return Prediction(self.head(torch.cat(parts, 1)), {})
+
+    def score(self, prediction: Prediction, batch) -> Tensor:
+        """The batch's concordance, given to each of its cases [B]; a half where no two can be compared."""
+        risk, (time, event) = prediction.logits[:, 0], batch.outcome.T
+        earlier = (event[:, None] > 0) & (time[:, None] < time)
+        ahead = risk[:, None] - risk
+        right = ((ahead > 0).float() + 0.5 * (ahead == 0).float())[earlier]
+        return (right.mean() if len(right) else risk.new_tensor(0.5)).expand(len(risk))
+
+
+_DENSE: dict[bytes, Tensor] = {}  # a few kB for each batch of images
+
+
+@cache
+def _reader() -> LoraText:
+    return LoraText(LoraTextConfig(mode="frozen")).eval()
+
+
+def build(size: str = "paper", **given) -> DuPLUS:
     """Build the segmentation network."""
-    config = configure(DuPLUSConfig, SIZES, size, fields)
+    return _network(configure(DuPLUSConfig, SIZES, size, given))
+
+
+def _network(config: DuPLUSConfig) -> DuPLUS:
     choices = {"modulation": MODULATIONS, "modulated_by": (CONTEXT, TARGET), "validation": VALIDATIONS}
     for field, known in choices.items():
         if getattr(config, field) not in known:
@@ -345,3 +480,13 @@ def build(size: str = "paper", **fields) -> DuPLUS:
     if config.stride not in (1, 2):
         raise ValueError(f"DuPLUSConfig.stride is {config.stride}: give 1 or 2.")
     return DuPLUS(config).to(memory_format=torch.channels_last_3d)
+
+
+def build_prognosis(size: str = "paper", **given) -> Prognosis:
+    """Build the model of the outcome; `network` is taken over from a trained DuPLUS afterwards (`adopt_part`)."""
+    config = configure(PrognosisConfig, PROGNOSIS_SIZES, size, given)
+    if not (config.use_image or config.use_record):
+        raise ValueError("A prognosis without image and without record sees nothing: set use_image or use_record.")
+    own = DuPLUSConfig(**{field.name: getattr(config, field.name) for field in fields(DuPLUSConfig)})
+    text = LoraTextConfig(config.text, config.rank, config.alpha, config.text_dropout)
+    return Prognosis(config, _network(own) if config.use_image else None, LoraText(text) if config.use_record else None)

@@ -103,7 +103,7 @@ def test_zept_dice_leaves_unlabelled_rows_out():
 
 def test_every_named_loss_exists_and_an_unknown_one_lists_them():
     assert all(callable(losses.loss(name)) for name in losses.LOSSES)
-    with pytest.raises(ValueError, match="Unknown loss 'focal': choose one of adaptive_tversky, bce, dcl"):
+    with pytest.raises(ValueError, match="Unknown loss 'focal': choose one of adaptive_tversky, bce, cox"):
         losses.loss("focal")
 
 

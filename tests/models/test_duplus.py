@@ -1,14 +1,16 @@
 """DuPLUS: what each prompt may change, what an image costs once, and what is refused."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lib.models import build, load, save
+from lib.losses.survival import cox
+from lib.models import Prediction, build, load, save
 from lib.models.duplus import CONTEXT, MODALITY, TARGET
-from lib.text import Prompts
+from lib.text import CaptionBank, Prompts
 from tests.models.matrix import TEXT_DIM, image_for
 
 torch.set_num_threads(1)
@@ -142,13 +144,13 @@ def test_fixed_classes_need_no_target_prompt():
 
 def test_film_starts_at_the_identity_when_asked():
     torch.manual_seed(0)
-    model = build("duplus", **CONFIG)
+    model = build("duplus", **CONFIG | {"identity": True})
     model.calibrate_text(asked(3, 2, modality=[0, 1, 2]))
     for gamma, beta in model.affine(asked()).values():
         assert (gamma == 1).all() and not beta.any()
     assert set(model.affine(asked())) == {"downs.0.0", "downs.1.0", "ups.0.0"}  # neither the stems nor the last stage
     torch.manual_seed(0)
-    released = build("duplus", **CONFIG | {"identity": False})
+    released = build("duplus", **CONFIG)
     assert all(not (gamma == 1).any() for gamma, _ in released.affine(asked()).values())
 
 
@@ -226,3 +228,117 @@ def test_an_impossible_config_is_refused(fields, sentence):
 def test_more_modalities_than_stems_are_refused():
     with pytest.raises(ValueError, match="name 3 modalities and DuPLUSConfig.stems is 2: raise it, or set 1"):
         build("duplus", **CONFIG | {"stems": 2}).calibrate_text(asked(3, modality=[0, 1, 2]))
+
+
+# --- prognosis ----------------------------------------------------------------------------------------------------
+
+RISK = {"size": "tiny", "channels": (8, 16, 32), "hidden": 16, "dense": 16, "stems": 1, "text_dim": 384, "rank": 4}
+RECORDS = ["A 61-year-old man who smokes.", "A 48-year-old woman.", "A man of 70, grade 3.", None]
+OUTCOMES = torch.tensor([[300.0, 1], [900, 0], [200, 1], [1200, 1]])
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    bank = CaptionBank("minilm-ids", tmp_path_factory.mktemp("captions"))
+    context = ["a CT scan of the abdomen"] * 4
+    return bank.prompts({"report": RECORDS, "context": context}, tokens=True)
+
+
+def risk_model(**fields):
+    torch.manual_seed(0)
+    return build("duplus_prognosis", **RISK | fields)
+
+
+def steps(model, image, prompts, count=3):
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    for _ in range(count):
+        optimizer.zero_grad()
+        cox(model(image, prompts).logits, OUTCOMES).backward()
+        optimizer.step()
+    return {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("mode", ["lora", "released", "frozen", "full"])
+def test_lora_trains_and_the_backbone_does_not(records, mode):
+    moved = steps(risk_model(text=mode), volumes(4), records)
+    assert any(name.startswith("head.") for name in moved)
+    assert not any(name.startswith("network.") for name in moved)
+    adapters = {name for name in moved if ".lora_" in name}
+    rest = {name for name in moved if name.startswith("text.")} - adapters
+    assert (bool(adapters), bool(rest)) == (mode == "lora", mode == "full")
+
+
+def test_each_part_is_read_only_where_it_is_used(records):
+    image, other = volumes(4), volumes(4, seed=8)
+    swapped = records[torch.tensor([2, 0, 1, 3])]
+    for fields, sees in (
+        ({}, (True, True)),
+        ({"use_image": False}, (False, True)),
+        ({"use_record": False}, (True, False)),
+    ):
+        model = risk_model(**fields)
+        steps(model, image, records)
+        model.eval()
+        with torch.no_grad():
+            own = model(image, records).logits
+            found = [
+                not torch.allclose(model(x, p).logits, own, atol=1e-6) for x, p in ((other, records), (image, swapped))
+            ]
+        assert own.shape == (4, 1) and tuple(found) == sees
+    with pytest.raises(ValueError, match="sees nothing: set use_image or use_record"):
+        risk_model(use_image=False, use_record=False)
+
+
+def test_the_image_may_be_another_patients_or_none(records):
+    model, image = risk_model(), volumes(4)
+    steps(model, image, records)
+    model.eval()
+    with torch.no_grad():
+        risks = {}
+        for model.image in ("own", "another", "none"):
+            risks[model.image] = model(image, records).logits
+        model.image = "own"
+        rolled = model(image.roll(1, 0), records).logits
+    torch.testing.assert_close(rolled, risks["another"])
+    assert not torch.allclose(risks["none"], risks["own"])
+
+
+def test_features_made_once_give_the_same_risk(records, monkeypatch):
+    model, image = risk_model().eval(), volumes(4, seed=21)
+    dense = model.digest(image, records)
+    assert dense.shape == (4, 16)
+    monkeypatch.setattr(model.network, "encode_image", lambda *_: pytest.fail("encoded again"))
+    assert torch.equal(model.digest(image, records), dense)
+    with torch.no_grad():
+        assert torch.equal(model(dense, records).logits, model(image, records).logits)
+
+
+def test_the_network_of_a_prognosis_is_a_trained_one(records, tmp_path):
+    model = risk_model()
+    torch.manual_seed(4)
+    network = build("duplus", **{name: RISK[name] for name in RISK if name != "rank"})
+    model.adopt_part("network", network)
+    assert torch.equal(model.network.downs[0][0].conv1.weight, network.downs[0][0].conv1.weight)
+    assert not any(p.requires_grad for p in model.network.parameters())
+    digest = save(tmp_path / "risk.safetensors", model, "duplus_prognosis", RISK)
+    assert (tmp_path / "risk.safetensors").stat().st_size < 12e6  # without MiniLM's own 90 MB
+    again, _ = load(tmp_path / "risk.safetensors", digest)
+    with torch.no_grad():
+        assert torch.equal(again(volumes(4), records).logits, model.eval()(volumes(4), records).logits)
+    with pytest.raises(ValueError, match="takes a part 'network' that is a DuPLUS, not 'sam'"):
+        model.adopt_part("sam", network)
+    with pytest.raises(ValueError, match="network is another one"):
+        model.adopt_part("network", build("duplus", **{**CONFIG, "stems": 1}))
+
+
+def test_the_score_is_the_concordance_of_the_batch():
+    batch = SimpleNamespace(outcome=OUTCOMES)
+    ranked = torch.tensor([[2.0], [1.0], [3.0], [0.0]])
+    model = risk_model(use_image=False, text="frozen")
+    assert model.score(Prediction(ranked, {}), batch).tolist() == [1.0] * 4
+    assert model.score(Prediction(-ranked, {}), batch).tolist() == [0.0] * 4
+    assert model.score(Prediction(ranked * 0, {}), batch).tolist() == [0.5] * 4
+    batch.outcome = OUTCOMES * torch.tensor([1.0, 0.0])
+    assert model.score(Prediction(ranked, {}), batch).tolist() == [0.5] * 4
