@@ -282,6 +282,88 @@ def chain_stages(device: str, folder: Path) -> Iterator[Pair]:
         yield Pair("chain_stages", f"MedCLIP-SAMv2, small, one image of 96²: {name}", 1, 10, arms)
 
 
+def duplus_targets(device: str, folder: Path) -> Iterator[Pair]:
+    """All targets of a volume in one backbone pass against a pass for each; and one more target, encoded or not."""
+    model = small_duplus(device)
+    volume = torch.rand(1, 1, 48, 48, 48, device=device)
+    for number in (1, 5, 15):
+        prompts = volume_prompts(number, 64, device)
+
+        @torch.inference_mode()
+        def together(prompts: Prompts = prompts) -> torch.Tensor:
+            return model(volume, prompts).logits
+
+        @torch.inference_mode()
+        def one_by_one(prompts: Prompts = prompts, number: int = number) -> torch.Tensor:
+            return torch.cat([model(volume, prompts[[i]]).logits for i in range(number)], 1)
+
+        torch.testing.assert_close(together(), one_by_one(), atol=1e-3, rtol=1e-3)
+        arms = {"one backbone pass": together, "a pass per target": one_by_one}
+        yield Pair("duplus_targets", f"DuPLUS, small, 48³, {number} target{'s'[: number > 1]}", 1, 3, arms)
+
+    volume, asked = torch.rand(1, 1, 96, 96, 96, device=device), volume_prompts(1, 64, device)
+    with torch.inference_mode():
+        features = model.encode_image(volume, asked)
+
+    @torch.inference_mode()
+    def switched() -> torch.Tensor:
+        return model.decode(features, asked).logits
+
+    arms = {
+        "target switch": switched,
+        "whole forward pass": torch.inference_mode()(lambda: model(volume, asked).logits),
+    }
+    yield Pair("duplus_targets", "DuPLUS, small, another target on an encoded 96³", 1, 10, arms)
+
+
+def duplus_texts(device: str, folder: Path) -> Iterator[Pair]:
+    """A DuPLUS training step with its prompts from the bank against one that encodes them anew, as released."""
+    model, number = small_duplus(device, dim=384).train(), 7
+    volume, mask = torch.rand(2, 1, 32, 32, 32, device=device), torch.ones(2, number, 32, 32, 32, device=device)
+    optimizer, text = torch.optim.AdamW(model.parameters(), fused=True), encoder("minilm")
+    sentences = [f"A computed tomography scan of structure {i}." for i in range(2 * number)]
+    prompts = volume_prompts(2 * number, 384, device)
+
+    def step(target: torch.Tensor) -> None:
+        asked = Prompts({**prompts.pooled, "target": target.to(device)}, prompts.present)
+        loss = losses.loss("duplus")(model(volume, asked).logits, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    bank = text.encode(sentences).pooled
+    arms = {"caption bank": lambda: step(bank), "encoded each step": lambda: step(text.encode(sentences).pooled)}
+    yield Pair("duplus_texts", f"DuPLUS, small, a training step at 32³, {2 * number} targets", 2, 5, arms)
+
+
+def sliding_window(device: str, folder: Path) -> Iterator[Pair]:
+    """A volume of 96³ in windows of 48³ with half overlap against the same network on the whole of it."""
+    model = small_duplus(device)
+    volume, prompts = torch.rand(1, 1, 96, 96, 96, device=device), volume_prompts(3, 64, device)
+    windows = torch.inference_mode()(lambda: models.segment(model, volume, prompts, 48).logits)
+    whole = torch.inference_mode()(lambda: models.segment(model, volume, prompts).logits)
+    assert windows().shape == whole().shape
+    yield Pair("sliding_window", "DuPLUS, small, 96³, 3 targets", 1, 3, {"at once": whole, "windows of 48³": windows})
+
+
+def duplus_compiled(device: str, folder: Path) -> Iterator[Pair]:
+    """On a GPU: a DuPLUS training step at the paper's widths, compiled in bfloat16 against eager in float32."""
+    if device != "cuda":
+        return
+    model = models.build("duplus", stems=1).to(device).train()
+    volume, mask = torch.rand(2, 1, 96, 96, 96, device=device), torch.ones(2, 4, 96, 96, 96, device=device)
+    prompts, fast = volume_prompts(8, 512, device), torch.compile(model)
+
+    def step(network: torch.nn.Module, half: bool) -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            logits = network(volume, prompts).logits
+        losses.loss("duplus")(logits.float(), mask).backward()
+        model.zero_grad()
+
+    arms = {"compiled, bfloat16": lambda: step(fast, True), "eager, float32": lambda: step(model, False)}
+    yield Pair("duplus_compiled", "DuPLUS, paper's widths, 96³, a training step, channels last", 2, 10, arms)
+
+
 def compiled_step(device: str, folder: Path) -> Iterator[Pair]:
     """On a GPU: a UA-VLS training step at the paper's size, compiled in bfloat16 and channels-last against eager."""
     if device != "cuda":
@@ -364,7 +446,11 @@ PAIRS = {
         m2ib,
         sam_prompts,
         chain_stages,
+        duplus_targets,
+        duplus_texts,
+        sliding_window,
         compiled_step,
+        duplus_compiled,
         bootstrap,
         book,
     )
@@ -376,6 +462,18 @@ def prompts_of(batch: int, dim: int, device: str) -> Prompts:
     """A sentence each, as random embeddings."""
     present = {"global": torch.ones(batch, dtype=torch.bool)}
     return Prompts({"global": torch.randn(batch, dim)}, present).to(device)
+
+
+def volume_prompts(number: int, dim: int, device: str) -> Prompts:
+    """Context, target and modality of `number` cases, as random embeddings with one modality."""
+    pooled = {role: torch.randn(number, dim) for role in ("context", "target")}
+    pooled["attribute.modality"] = torch.ones(number, dim)
+    return Prompts(pooled, {role: torch.ones(number, dtype=torch.bool) for role in pooled}).to(device)
+
+
+def small_duplus(device: str, dim: int = 64) -> torch.nn.Module:
+    """DuPLUS of the size `small` with a shared stem, ready to judge."""
+    return models.build("duplus", size="small", text_dim=dim, stems=1).to(device).eval()
 
 
 def make_phantoms(folder: Path, n: int) -> None:

@@ -4,31 +4,42 @@ python data_scripts/phantoms.py bus --out data/phantom_bus --n 1000 --size 128 -
 python data_scripts/phantoms.py cxr --out data/phantom_cxr --ambiguous 0.8
 python data_scripts/phantoms.py polyp --out data/phantom_polyp --text-share 0.8
 python data_scripts/phantoms.py brain --out data/phantom_brain
+python data_scripts/phantoms.py torso_ct --out data/phantom_torso_ct --n 120 --size 32
+python data_scripts/phantoms.py prognosis --out data/phantom_prognosis --signal both
 """
 
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from phantom.brain import write_brain
 from phantom.bus import write_bus
 from phantom.cxr import FRAMING, write_cxr
 from phantom.polyp import write_polyp
+from phantom.prognosis import SIGNALS, write_prognosis
+from phantom.torso import MODALITIES, write_torso
 
 
 def _shares(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 with one sentence for bad parameters."""
+def _shared(kind: str, number: int, size: int) -> argparse.ArgumentParser:
+    """The options of every kind, with the defaults of this one."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--size", type=int, default=128, help="height and width in pixels (default: %(default)s)")
+    shared.add_argument("--n", type=int, default=number, help="number of images (default: %(default)s)")
+    shared.add_argument("--size", type=int, default=size, help="edge of the image in pixels (default: %(default)s)")
+    shared.add_argument("--out", type=Path, default=Path(f"data/phantom_{kind}"), help="default: %(default)s")
     shared.add_argument("--seed", type=int, default=0)
-    shared.add_argument("--text-share", type=float, default=0.8, help="share of cases with each prompt")
     shared.add_argument("--splits", type=_shares, default=(0.6, 0.15, 0.25), help="train,val,test")
     shared.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    return shared
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 2 with one sentence for bad parameters."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, write, ambiguous, what in (
@@ -37,11 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         ("polyp", write_polyp, 0.5, "colonoscopy: polyps on folded mucosa"),
         ("brain", write_brain, 0.0, "brain MRI: a tumour of one of three kinds among other things that enhance"),
     ):
-        options = kinds.add_parser(kind, parents=[shared], help=what)
-        options.set_defaults(write=write)
         images = 2000 if kind == "brain" else 1000  # towers need more pairs than segmenters need masks
-        options.add_argument("--n", type=int, default=images, help="number of images (default: %(default)s)")
-        options.add_argument("--out", type=Path, default=Path(f"data/phantom_{kind}"), help="default: %(default)s")
+        options = kinds.add_parser(kind, parents=[_shared(kind, images, 128)], help=what)
+        options.set_defaults(write=write)
+        options.add_argument("--text-share", type=float, default=0.8, help="share of cases with each prompt")
         options.add_argument(
             "--ambiguous",
             type=float,
@@ -55,6 +65,21 @@ def main(arguments: list[str] | None = None) -> int:
                 default=FRAMING,
                 help="how much the chest differs in size and place between images (default: %(default)s)",
             )
+    for modality in MODALITIES:
+        kind = f"torso_{modality.lower()}"
+        what = f"abdominal {modality} in 3-D: organs and a tumour of the same patients in CT, MR and PET"
+        options = kinds.add_parser(kind, parents=[_shared(kind, 120, 32)], help=what)
+        options.set_defaults(write=partial(write_torso, modality=modality))
+        options.add_argument("--tumor-share", type=float, default=0.6, help="share of patients (default: %(default)s)")
+    what = "abdominal CT in 3-D, records and survival times: image and record each say a part of the hazard"
+    options = kinds.add_parser("prognosis", parents=[_shared("prognosis", 480, 32)], help=what)
+    options.set_defaults(write=write_prognosis)
+    options.add_argument(
+        "--signal", choices=SIGNALS, default="both", help="what the hazard depends on (default: %(default)s)"
+    )
+    options.add_argument(
+        "--censored", type=float, default=0.4, help="share of patients who outlive the study (default: %(default)s)"
+    )
     options = vars(parser.parse_args(arguments))
     kind, write = options.pop("kind"), options.pop("write")
     started = time.perf_counter()

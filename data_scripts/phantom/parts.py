@@ -36,6 +36,23 @@ class Phantom:
     spacing: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Volume:
+    """One generated volume with its truth.
+
+    image: [D, H, W] float32 in [0, 1]; masks: class -> [D, H, W] bool, all False where the structure is absent; traits:
+    what else is known of it; prompts: class -> prompt column -> text or None; spacing: mm per voxel (slice, row,
+    column); outcome: (days, event) or None.
+    """
+
+    image: np.ndarray
+    masks: dict[str, np.ndarray]
+    traits: dict
+    prompts: dict[str, dict[str, str | None]]
+    spacing: tuple[float, float, float]
+    outcome: tuple[int, bool] | None = None
+
+
 @cache
 def _spread(size: int, knots: int) -> np.ndarray:
     """Smooth interpolation weights [size, knots + 4] whose rows have unit norm."""
@@ -48,6 +65,15 @@ def smooth_field(rng: np.random.Generator, size: int, down: int, across: int) ->
     """A smooth random field [size, size] of unit variance with about `down` × `across` patches."""
     knots = rng.standard_normal((down + 4, across + 4), dtype=np.float32)
     return _spread(size, down) @ knots @ _spread(size, across).T
+
+
+def smooth_cube(rng: np.random.Generator, size: int, patches: int) -> np.ndarray:
+    """A smooth random field [size, size, size] of unit variance with about `patches` patches along each axis."""
+    spread = _spread(size, patches)
+    knots = rng.standard_normal((patches + 4,) * 3, dtype=np.float32)
+    for _ in range(3):  # each turn spreads the first axis and puts it last
+        knots = np.tensordot(knots, spread, axes=(0, 1))
+    return knots
 
 
 def smooth_line(rng: np.random.Generator, size: int, waves: int) -> np.ndarray:
@@ -115,6 +141,32 @@ def blob(
     return radius / np.clip(outline, 0.6, 1.5), v, u
 
 
+def ball(
+    rng: np.random.Generator,
+    at: tuple[np.ndarray, np.ndarray, np.ndarray],
+    centre: tuple[float, float, float],
+    radii: tuple[float, float, float],
+    lean: float = 0.0,
+    uneven: float = 0.1,
+) -> np.ndarray:
+    """A round solid with an uneven surface: relative radius [D, H, W], 1 on the surface and 1.5 from there on.
+
+    at: the place of each voxel along each axis; centre and radii: in the same units; lean: rad, in the plane of the
+    first and last axis; uneven: 0 is an ellipsoid, 0.3 is lobed.
+    """
+    waves = rng.normal(0, 2, (4, 3)).astype(np.float32)
+    phases = rng.uniform(0, 2 * np.pi, (4, 1)).astype(np.float32)
+    z, y, x = (axis - np.float32(middle) for axis, middle in zip(at, centre, strict=True))
+    sine, cosine, radii = np.float32(np.sin(lean)), np.float32(np.cos(lean)), np.asarray(radii, np.float32)
+    w, v, u = (cosine * z - sine * x) / radii[0], y / radii[1], (sine * z + cosine * x) / radii[2]
+    radius = np.sqrt(w * w + v * v + u * u) + np.float32(1e-6)
+    close = np.flatnonzero(radius < 1.6)  # the surface lies there, and cosines cost the most
+    direction = np.stack([axis.ravel()[close] for axis in (w, v, u)]) / radius.ravel()[close]
+    outline = 1 + np.float32(uneven / 2) * np.cos(waves @ direction + phases).sum(0)
+    radius.ravel()[close] /= np.clip(outline, 0.6, 1.5)
+    return np.minimum(radius, 1.5)
+
+
 def near(size: int, centre: tuple[float, float], reach: float) -> tuple[slice, slice]:
     """The square around a point, as far as it lies in the image."""
     return tuple(slice(max(int((at - reach) * size), 0), int((at + reach) * size) + 2) for at in centre)
@@ -142,13 +194,15 @@ def draw_word(rng: np.random.Generator, words: tuple[str, ...], odds: tuple[floa
     return words[rng.choice(len(words), p=odds)]
 
 
-def check(*, size: int, smallest: int, shares: dict[str, float], n: int = 10, seed: int = 0) -> None:
+def check(
+    *, size: int, smallest: int, shares: dict[str, float], n: int = 10, seed: int = 0, dots: str = "pixels"
+) -> None:
     """Raise ValueError with one sentence for the first parameter out of range."""
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}, expected a share between 0 and 1: give one in that range.")
     if size < smallest:
-        raise ValueError(f"size is {size}, expected at least {smallest} pixels: smaller lesions lose their margins.")
+        raise ValueError(f"size is {size}, expected at least {smallest} {dots}: smaller lesions lose their margins.")
     if n < 10:
         raise ValueError(f"n is {n}, expected at least 10 images: fewer cannot fill three splits by patient.")
     if seed < 0:
@@ -184,19 +238,10 @@ def write(
     overwrite: bool,
 ) -> None:
     """Write the cases that `draw` reads from image 1 to n (case id -> phantom) into a dataset folder, by patient."""
-    if len(splits) != 3 or min(splits) <= 0 or abs(sum(splits) - 1) > 1e-6:
-        raise ValueError(f"splits are {splits}, expected three positive shares: give train,val,test that sum to 1.")
     patients = ["patient_{:05d}_{}".format(*patient_of(seed, i)) for i in range(1, n + 1)]
-    split = split_of_patients(dict(Counter(patients)), splits, seed)
-    card |= {
-        "dims": 2,
-        "level": "P",
-        "licence": "Apache-2.0",
-        "citation": CITATION,
-        "splits": "by patient, drawn by seed; train, val, test: " + ", ".join(f"{s:.0%}" for s in splits),
-    }
+    split = _split(patients, splits, seed)
     # The matrices are small: threads would spend their time waiting for one another.
-    with threadpool_limits(1), DatasetWriter(out, card, overwrite=overwrite) as writer:
+    with threadpool_limits(1), DatasetWriter(out, card | _shared(2, splits), overwrite=overwrite) as writer:
         for i, patient in enumerate(tqdm(patients, "drawing", disable=None), start=1):
             for case_id, phantom in draw(i).items():
                 writer.add(
@@ -208,3 +253,52 @@ def write(
                     spacing=phantom.spacing,
                     prompts=phantom.prompts,
                 )
+
+
+def write_volumes(
+    out: Path,
+    card: dict,
+    draw: Callable[[int], Volume],
+    *,
+    prefix: str,
+    n: int,
+    seed: int,
+    splits: tuple[float, ...],
+    overwrite: bool,
+) -> None:
+    """Write volumes 1 to n, one of each patient, into a dataset folder; patients and splits depend on the seed alone.
+
+    prefix: of the case ids, which are <prefix>_00001 and so on; two kinds with one seed share patients and splits.
+    """
+    patients = [f"patient_{i:05d}" for i in range(1, n + 1)]
+    split = _split(patients, splits, seed)
+    with threadpool_limits(1), DatasetWriter(out, card | _shared(3, splits), overwrite=overwrite) as writer:
+        for i, patient in enumerate(tqdm(patients, "drawing", disable=None), start=1):
+            volume = draw(i)
+            writer.add_volume(
+                case_id=f"{prefix}_{i:05d}",
+                patient_id=patient,
+                split=split[patient],
+                image=np.round(volume.image * 255).astype(np.uint8),
+                masks={name: mask.astype(np.uint8) for name, mask in volume.masks.items()},
+                spacing=volume.spacing,
+                prompts=volume.prompts,
+                outcome=volume.outcome,
+            )
+
+
+def _split(patients: list[str], splits: tuple[float, ...], seed: int) -> dict[str, str]:
+    if len(splits) != 3 or min(splits) <= 0 or abs(sum(splits) - 1) > 1e-6:
+        raise ValueError(f"splits are {splits}, expected three positive shares: give train,val,test that sum to 1.")
+    return split_of_patients(dict(Counter(patients)), splits, seed)
+
+
+def _shared(dims: int, splits: tuple[float, ...]) -> dict:
+    """The fields that the cards of all phantoms share."""
+    return {
+        "dims": dims,
+        "level": "P",
+        "licence": "Apache-2.0",
+        "citation": CITATION,
+        "splits": "by patient, drawn by seed; train, val, test: " + ", ".join(f"{s:.0%}" for s in splits),
+    }
