@@ -43,7 +43,8 @@ ROOMS = (
     "Beyond the paper",
     "Run it yourself",
 )
-PHANTOMS = ("bus", "cxr", "brain", "torso_ct", "torso_mr", "torso_pet", "prognosis")  # what the chapters run on by default
+# What the chapters run on by default.
+PHANTOMS = ("bus", "cxr", "brain", "torso_ct", "torso_mr", "torso_pet", "prognosis")
 RECORD_FILES = ("record.json", "cases.csv", "log.csv")
 Notebook = dict[str, Any]
 

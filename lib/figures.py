@@ -176,7 +176,8 @@ def survival_curves(curves: pd.DataFrame, xlabel: str = "days") -> Figure:
     figure, axis = plt.subplots(figsize=(5.2, 3.0))
     for colour, (name, curve) in zip(COLOURS, curves.groupby("group", sort=False), strict=False):
         axis.step(curve["time"], curve["survival"], where="post", color=colour, label=str(name))
-        axis.fill_between(curve["time"], curve["low"], curve["high"], step="post", color=colour, alpha=0.15, linewidth=0)
+        band = {"step": "post", "color": colour, "alpha": 0.15, "linewidth": 0}
+        axis.fill_between(curve["time"], curve["low"], curve["high"], **band)
     axis.set(xlabel=xlabel, ylabel="share without event", ylim=(0, 1.02))
     axis.legend(fontsize=8)
     figure.tight_layout()

@@ -21,6 +21,9 @@ notebooks() {
   for kind in bus cxr brain; do
     "$bin/python" data_scripts/phantoms.py $kind --n 120 --size 64 --out $scratch/data/phantom_$kind || return 1
   done
+  for kind in torso_ct torso_mr torso_pet prognosis; do
+    "$bin/python" data_scripts/phantoms.py $kind --n 60 --out $scratch/data/phantom_$kind || return 1
+  done
   for notebook in notebooks/*.ipynb; do
     "$bin/papermill" --prepare-only --log-level WARNING "$notebook" "$scratch/$(basename "$notebook")" \
       -p profile smoke -p data "$PWD/$scratch/data" -p runs "$PWD/$scratch/runs" &&

@@ -72,3 +72,12 @@ def test_doubt_shows_a_map_per_column_beside_the_image():
 def test_reliability_draws_a_line_per_model():
     table = pd.DataFrame({"forecast": [0.1, 0.9], "frequency": [0, 1], "share": [0.5, 0.5]})
     assert len(figures.reliability({"a": table, "b": table}).axes[0].lines) == 3
+
+
+def test_survival_curves_step_down_by_group_within_their_band():
+    steps = {"time": [0, 100, 300], "survival": [1.0, 0.8, 0.5], "low": [1.0, 0.6, 0.3], "high": [1.0, 0.9, 0.7]}
+    table = pd.concat([pd.DataFrame(steps).assign(group=name) for name in ("low risk", "high risk")])
+    axis = figures.survival_curves(table).axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["low risk", "high risk"]
+    assert len(axis.lines) == len(axis.collections) == 2 and axis.lines[0].get_drawstyle() == "steps-post"
+    assert axis.lines[0].get_ydata().tolist() == [1.0, 0.8, 0.5]

@@ -37,7 +37,7 @@ def write_book(folder, chapters=None):
     skip = shutil.ignore_patterns("published", "__pycache__", "*.yml")
     shutil.copytree(ROOT / "book", paths.book, ignore=skip)
     shutil.copy(ROOT / "_config.yml", folder)
-    for name in ("phantom_bus", "phantom_cxr", "phantom_brain"):
+    for name in (f"phantom_{kind}" for kind in build.PHANTOMS):
         (paths.data / name).mkdir(parents=True)
         (paths.data / name / "card.json").write_text('{"fingerprint": "one"}')
     chapters = chapters or {"nullbus": TINY}
@@ -207,11 +207,11 @@ def test_phantoms_are_made_once_where_they_are_missing(paths, capfd):
         build.make_phantoms(paths)
     script.write_text(
         "import pathlib, sys\n"
-        "assert sys.argv[1] in ('bus', 'cxr', 'brain') and sys.argv[2] == '--out'\n"
+        f"assert sys.argv[1] in {build.PHANTOMS} and sys.argv[2] == '--out'\n"
         "folder = pathlib.Path(sys.argv[3]); folder.mkdir(parents=True); (folder / 'card.json').write_text('{}')\n"
     )
     build.make_phantoms(paths)
-    assert [path.name for path in sorted(paths.data.iterdir())] == ["phantom_brain", "phantom_bus", "phantom_cxr"]
+    assert {path.name for path in paths.data.iterdir()} == {f"phantom_{kind}" for kind in build.PHANTOMS}
     script.unlink()
     build.make_phantoms(paths)
 
