@@ -63,12 +63,12 @@ class PromptExplorer(anywidget.AnyWidget):
         }
 
     def _slices(self, index: int, array: Tensor) -> Tensor:
-        """A plane as it is; of [D, H, W] the axial, coronal and sagittal slice through the structure, head up."""
+        """A plane as it is; of [D, H, W] the axial, coronal and sagittal slice through the structure, as films hang."""
         if array.ndim == 2:
             return array
         inside = self._cache.masks[index, 0].nonzero()
         z, y, x = (inside.float().mean(0).round().long() if len(inside) else torch.tensor(array.shape) // 2).tolist()
-        planes = [array[z], array[:, y].flip(0), array[:, :, x].flip(0)]
+        planes = [plane.flip(0, 1) for plane in (array[z], array[:, y], array[:, :, x])]
         tall = max(plane.shape[0] for plane in planes)
         return torch.cat([F.pad(plane, (0, 0, 0, tall - plane.shape[0])) for plane in planes], 1)
 
