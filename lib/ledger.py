@@ -21,6 +21,7 @@ LEVELS = {
 }
 
 
+FEWEST = 6  # patients: even if all agree, a sign test of five reaches no more than p = .06, and a bootstrap says less
 CINDEX = "cindex"  # the one metric that is no mean of cases: how well the risks of a test order its patients
 
 
@@ -160,7 +161,7 @@ def _judged(blank: Verdict, rows: pd.DataFrame, contrast: Contrast, effect: Inte
     used = rows[rows["arm"].isin({x.arm for x in (contrast.a, contrast.b) if x})]
     return blank.model_copy(
         update={
-            "verdict": decide(effect, contrast),
+            "verdict": decide(effect, contrast) if effect.n_patients >= FEWEST else "inconclusive",
             "effect": (effect.mean, effect.low, effect.high),
             "a": float(a),
             "b": float(b),

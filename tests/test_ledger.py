@@ -48,6 +48,12 @@ def test_a_contrast_decides_only_when_the_interval_lies_on_one_side(gap, expecte
     assert verdict.keys == ("a0", "a1", "a2", "b0", "b1", "b2")
 
 
+def test_too_few_patients_decide_nothing_however_narrow_the_interval():
+    for patients, expected in ((5, "inconclusive"), (6, "supported")):
+        verdict = ledger.judge(ledger.Claim(**CLAIM), ledger.collect(two_arms(0.3, n=patients)), "P")
+        assert verdict.verdict == expected and verdict.effect[1] > 0.1 and verdict.n_patients == patients
+
+
 @pytest.mark.parametrize(
     "expect, margin, interval, expected",
     [
