@@ -2,7 +2,7 @@
 
 const CSS = `
 .p2m { display: flex; flex-wrap: wrap; gap: 18px; font: 14px/1.45 system-ui, sans-serif; max-width: 860px; }
-.p2m canvas { width: 340px; max-width: 100%; height: auto; border-radius: 6px; background: #000; image-rendering: pixelated; }
+.p2m canvas { width: 340px; max-width: 100%; height: auto; align-self: flex-start; border-radius: 6px; background: #000; image-rendering: pixelated; }
 .p2m .side { flex: 1 1 320px; display: flex; flex-direction: column; gap: 10px; }
 .p2m label { font-weight: 600; }
 .p2m .field { display: grid; grid-template-columns: 1fr auto; gap: 3px 8px; }
