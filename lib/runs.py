@@ -69,6 +69,7 @@ class Test:
     limit: int | None = None  # the first images in an order that depends on nothing but their names
     tolerance: float = 2.0  # of the surface Dice, in mm
     only: tuple[str, ...] = ()  # cases by id or dataset/id, of which `limit` takes the first
+    targets: tuple[str, ...] = ()  # structures that are asked for together in each volume, also those that it lacks
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ def shuffled(cases: Iterable[Case]) -> list[Case]:
 
 @dataclass(frozen=True)
 class _Selection:
-    """Which cases: a split of some folders; with text in one column of each group; of the ids in `only`, if there are
-    any; at most `limit` per folder.
+    """Which cases: a split of some folders; with text in one column of each group; of the ids in `only` and of the
+    structures in `targets`, if there are any; at most `limit` per folder.
     """
 
     folders: tuple[tuple[Path, int], ...]
@@ -235,6 +236,7 @@ class _Selection:
     worded: tuple[tuple[str, ...], ...] = ()
     limit: int | None = None
     only: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
 
     def cases(self) -> list[Case]:
         chosen = []
@@ -253,6 +255,13 @@ class _Selection:
                 )
             if wanted := set(self.only):
                 cases = [c for c in cases if c.case_id in wanted or f"{c.dataset}/{c.case_id}" in wanted]
+            if asked := set(self.targets):
+                if unknown := asked - source.card.classes.keys():
+                    raise ValueError(
+                        f"'{source.card.name}' has no structure '{min(unknown)}': "
+                        f"its structures are {', '.join(source.card.classes)}."
+                    )
+                cases = [case for case in cases if case.target in asked]
             volumes = set(list(dict.fromkeys(case.volume for case in shuffled(cases)))[: self.limit])
             chosen += [case for case in cases if case.volume in volumes]
         return chosen
@@ -279,7 +288,7 @@ def _test_cases(test: Test, data: Path) -> _Selection:
     groups = [columns] if test.worded else []
     if variant:  # only the cases whose text somebody rewrote in this way
         groups.append(tuple(f"{role}@{variant}" for role in roles))
-    return _Selection(_folders(data, [test.dataset]), test.split, tuple(groups), test.limit, test.only)
+    return _Selection(_folders(data, [test.dataset]), test.split, tuple(groups), test.limit, test.only, test.targets)
 
 
 @lru_cache(maxsize=8)
@@ -304,7 +313,8 @@ def _feed(
     transposed: bool = False,
     rewordings: tuple[PromptPolicy, ...] = (),
 ) -> Feed:
-    grid = experiment.size, experiment.channels, experiment.drop_empty, experiment.spacing
+    dropped = experiment.drop_empty and not selection.targets
+    grid = experiment.size, experiment.channels, dropped, experiment.spacing
     images = _images(selection, *grid, _device())
     captions = _captions(experiment.encoder, root / "captions")
     worded = [captions.prompts(texts_for(images.cases, one), experiment.tokens) for one in (policy, *rewordings)]

@@ -243,6 +243,28 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "shuffled": _shuffled,  # the text of another patient of the same dataset
     **{name: _each(rewrite) for name, rewrite in REWRITES.items()},
 }
+
+
+def _omitted(texts: list[str | None], lots: list[random.Random], share: float) -> list[str | None]:
+    return [None if lot.random() < share else text for text, lot in zip(texts, lots, strict=True)]
+
+
+def _confused(texts: list[str | None], lots: list[random.Random], share: float) -> list[str | None]:
+    known = sorted({text for text in texts if text is not None})
+    if len(known) < 2:
+        raise ValueError(
+            f"Perturbation 'noise' needs two different texts, but the given cases have {len(known)}: "
+            "give it more cases or apply it to other roles."
+        )
+    return [
+        lot.choice([other for other in known if other != text]) if text is not None and lot.random() < share else text
+        for text, lot in zip(texts, lots, strict=True)
+    ]
+
+
+# Name -> function (texts, a generator for each, share) -> texts, asked for as "name:share" and drawn role by role: a
+# role's text is gone, or is that of another value in the same column.
+PARTIAL: dict[str, Callable] = {"omission": _omitted, "noise": _confused}
 PUBLISHED = "published:"
 
 
@@ -250,9 +272,10 @@ PUBLISHED = "published:"
 class PromptPolicy:
     """Which columns feed which role, and what is done to the text.
 
-    columns: ((role, column), ...); perturbation: a name in PERTURBATIONS, or "published:<variant>" to read the
-    column role@variant instead; roles: where it applies, () = everywhere; share: part of the cases that keep their
-    texts, all roles of a case together, chosen by a hash of seed, dataset and case_id before the perturbation.
+    columns: ((role, column), ...); perturbation: a name in PERTURBATIONS, "<name>:<share>" of PARTIAL, or
+    "published:<variant>" to read the column role@variant instead; roles: where it applies, () = everywhere;
+    share: part of the cases that keep their texts, all roles of a case together, chosen by a hash of seed, dataset
+    and case_id before the perturbation.
     """
 
     columns: tuple[tuple[str, str], ...]
@@ -272,13 +295,22 @@ class PromptPolicy:
         if unknown := set(self.roles) - set(fed):
             raise ValueError(f"Prompt policy perturbs the roles {sorted(unknown)} but feeds only {fed}.")
         published = self.perturbation.startswith(PUBLISHED) and self.perturbation != PUBLISHED
-        if self.perturbation not in PERTURBATIONS and not published:
+        if self.perturbation not in PERTURBATIONS and not published and not self._partial():
             raise ValueError(
-                f"Unknown perturbation '{self.perturbation}': use one of {', '.join(PERTURBATIONS)} "
-                f"or {PUBLISHED}<variant>."
+                f"Unknown perturbation '{self.perturbation}': use one of {', '.join(PERTURBATIONS)}, "
+                f"{', '.join(f'{name}:<share>' for name in PARTIAL)} or {PUBLISHED}<variant>."
             )
         if not 0 <= self.share <= 1:
             raise ValueError(f"Prompt policy keeps a share of {self.share}: expected a number between 0 and 1.")
+
+    def _partial(self) -> tuple[str, float] | None:
+        """The name and share of a perturbation of PARTIAL; raises ValueError for a share that is none."""
+        name, _, share = self.perturbation.partition(":")
+        if name not in PARTIAL:
+            return None
+        if not re.fullmatch(r"0|1|0?\.\d+|[01]\.0*", share):
+            raise ValueError(f"Perturbation '{self.perturbation}' has no share: write {name}:0.2, between 0 and 1.")
+        return name, float(share)
 
 
 def _column(cases: Sequence[CaseLike], column: str) -> list[str | None]:
@@ -307,6 +339,10 @@ def texts_for(cases: Sequence[CaseLike], policy: PromptPolicy) -> dict[str, list
         found = [text if keep else None for text, keep in zip(found, kept, strict=True)]
         if perturbed and policy.perturbation in PERTURBATIONS:
             found = PERTURBATIONS[policy.perturbation](cases, found, policy.seed)
+        elif perturbed and (partial := policy._partial()):
+            name, share = partial
+            lots = [random.Random(_digest(policy.seed, role, case.dataset, case.case_id)) for case in cases]
+            found = PARTIAL[name](found, lots, share)
         texts[role] = found
     return texts
 

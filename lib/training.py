@@ -228,7 +228,8 @@ def fit(
     validation and continued from when it exists; removing it is the caller's decision. A model that has
     `score(prediction, batch) -> [B]` is validated by it, and one that has `draw(mask, generator)` gets the prompts
     that it draws in place of those of the feed. Where a model has `learns = "outcome"`, the loss takes the outcomes in
-    place of the masks. Validation volumes are read in windows of the feed's size.
+    place of the masks; one that has `objective(batch, loss) -> scalar` learns by that, as where masks are matched to
+    tokens. Validation volumes are read in windows of the feed's size.
     Raises FloatingPointError when the loss or its gradient stop being finite, ValueError for dropout of drawn prompts.
     """
     # Imported here because it costs seconds, which a reader of cached runs need not pay.
@@ -237,6 +238,7 @@ def fit(
     draw = getattr(model, "draw", None)
     if draw and prompt_dropout > 0:
         raise ValueError("This model draws its prompts itself, so there are none to drop: set prompt_dropout to 0.")
+    objective = getattr(model, "objective", None)
     learns = getattr(model, "learns", "mask")
     score = getattr(model, "score", None) or (lambda prediction, batch: foreground_dice(prediction.logits, batch.mask))
     started = time.perf_counter()
@@ -291,6 +293,13 @@ def fit(
         batches = (placed(valid.batch(index), generator) for index in torch.arange(len(valid)).split(4 * budget.batch))
         return torch.cat([score(predict(batch, valid.window), batch) for batch in batches]).mean().item()
 
+    def learn(batch: Batch) -> Tensor:
+        if objective:
+            with fabric.autocast():
+                return objective(batch, loss)
+        logits = predict(batch).logits
+        return loss(logits, batch.outcome) if learns == "outcome" else loss(*labelled(logits, batch.mask))
+
     used_memory = _used_memory(fabric.device)
     health: list[Tensor] = []  # (loss, gradient norm) of each step since the last validation
     silent = "PAPERMILL" in os.environ or not sys.stderr.isatty()
@@ -306,8 +315,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(budget, step) * group["share"]
             torch.manual_seed(stream(seed, "forward", step))
-            logits = predict(batch).logits
-            value = loss(logits, batch.outcome) if learns == "outcome" else loss(*labelled(logits, batch.mask))
+            value = learn(batch)
             state["peak"] = max(state["peak"], used_memory())
             optimizer.zero_grad()
             fabric.backward(value)

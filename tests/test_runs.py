@@ -749,6 +749,15 @@ def test_a_volume_has_a_row_for_each_structure_and_a_limit_counts_volumes(volume
     assert two.nunique() == 2 and len(two) in (4, 5)
     left = runs.Test("left", "balls", BALLS.prompts, only=("test1.left", "balls/test3.left", "other/test2.left"))
     assert [case.case_id for case in runs._test_cases(left, place["data"]).cases()] == ["test1.left", "test3.left"]
+    asked = runs.Test("asked", "balls", BALLS.prompts, targets=("third", "left"))
+    lacks = dataclasses.replace(BALLS, drop_empty=True)  # the third of a volume is empty and yet asked for
+    feed = runs._feed(lacks, runs._test_cases(asked, place["data"]), BALLS.prompts, place["root"])
+    assert {case.target for case in feed.cache.cases} == {"third", "left"}
+    assert "test2.third" in {case.case_id for case in feed.cache.cases}
+    unknown = runs.Test("unknown", "balls", BALLS.prompts, targets=("fourth",))
+    with pytest.raises(ValueError, match="'balls' has no structure 'fourth': its structures are ") as error:
+        runs._test_cases(unknown, place["data"]).cases()
+    assert str(error.value).count(". ") == 0
     chosen = runs._training_cases(balls(limit=3), place["data"], "train").cases()
     assert len({case.volume for case in chosen}) == 3 and len(chosen) >= 6
 

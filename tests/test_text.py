@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +279,49 @@ def test_typos_hit_about_a_seventh_of_the_words():
     long = " ".join(["ultrasound"] * 100)
     (found,) = perturbed("typo", long)
     assert sum(a != b for a, b in zip(long.split(" "), found.split(" "), strict=True)) == 15
+
+
+SHAPES = PromptPolicy(tuple((f"attribute.{name}",) * 2 for name in ("shape", "surface")))
+
+
+def shaped(number):
+    says = {"attribute.shape": ("round", "irregular", "long"), "attribute.surface": ("sharp", "blurred")}
+    return [Case(f"c{i}", {role: values[i % len(values)] for role, values in says.items()}) for i in range(number)]
+
+
+@pytest.mark.parametrize("name", ["omission", "noise"])
+def test_a_share_of_the_attributes_is_omitted_or_wrong_each_by_its_own_lot(name):
+    cases = shaped(600)
+    true, found = texts_for(cases, SHAPES), texts_for(cases, replace(SHAPES, perturbation=f"{name}:0.3"))
+    assert found == texts_for(cases, replace(SHAPES, perturbation=f"{name}:0.3"))
+    hit = {role: [a != b for a, b in zip(true[role], found[role], strict=True)] for role in true}
+    assert all(0.24 < sum(changed) / 600 < 0.36 for changed in hit.values())
+    both = sum(a and b for a, b in zip(*hit.values(), strict=True))
+    assert 0.05 < both / 600 < 0.14, "the attributes of a case are drawn together"
+    wrong = {text for role in found for text, changed in zip(found[role], hit[role], strict=True) if changed}
+    assert wrong == ({None} if name == "omission" else {"round", "irregular", "long", "sharp", "blurred"})
+    assert all(set(found[role]) <= {*true[role], None} for role in found)
+
+
+def test_a_share_of_nothing_changes_nothing_and_of_all_changes_all():
+    cases = shaped(12)
+    assert texts_for(cases, replace(SHAPES, perturbation="noise:0")) == texts_for(cases, SHAPES)
+    every = texts_for(cases, replace(SHAPES, perturbation="omission:1", roles=("attribute.shape",)))
+    assert every["attribute.shape"] == [None] * 12
+    assert every["attribute.surface"] == texts_for(cases, SHAPES)["attribute.surface"]
+
+
+@pytest.mark.parametrize("share", ["", "2", "-0.1", "some", "nan"])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=r"has no share: write noise:0.2") as error:
+        replace(SHAPES, perturbation=f"noise:{share}")
+    assert one_sentence(error)
+
+
+def test_noise_among_equal_texts_is_refused():
+    with pytest.raises(ValueError, match="needs two different texts, but the given cases have 1") as error:
+        texts_for(shaped(1), replace(SHAPES, perturbation="noise:0.5"))
+    assert one_sentence(error)
 
 
 @pytest.mark.parametrize("descriptor", DESCRIPTORS)

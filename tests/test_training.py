@@ -452,3 +452,33 @@ def test_a_model_of_outcomes_is_fitted_to_them(feeds):
     )
     brightness = valid.cache.images.mean()
     assert model.weight.item() * brightness == pytest.approx(3, abs=0.5)
+
+
+class Offset(nn.Module):
+    """A model that learns by its own objective: the mean of the masks, through the loss it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image, prompts):
+        return Prediction(self.weight.expand(len(image), 1, *image.shape[2:]), {})
+
+    def objective(self, batch, loss):
+        mean = batch.mask.flatten(1).mean(1, keepdim=True)
+        return loss(self.weight.expand_as(mean), mean)
+
+
+def test_a_model_with_an_objective_learns_by_it(feeds):
+    train_feed, valid = feeds
+    model = Offset()
+    fit(
+        model,
+        lambda value, mean: (value - mean).square().mean(),
+        train_feed,
+        valid,
+        Budget(steps=80, batch=len(train_feed), lr=0.05, warmup=0.0, weight_decay=0.0, validate_every=80),
+        seed=0,
+        device="cpu",
+    )
+    assert model.weight.item() == pytest.approx(train_feed.cache.masks.float().mean().item(), abs=0.02)

@@ -27,6 +27,7 @@ MODELS = {  # name -> "module:builder", imported when asked for
     "dynunet": "lib.models.snapshots:build",
     "duplus": "lib.models.duplus:build",
     "duplus_prognosis": "lib.models.duplus:build_prognosis",
+    "malenia": "lib.models.malenia:build",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
