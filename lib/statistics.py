@@ -31,7 +31,8 @@ class Interval:
     method: str = ""
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        between = " to " if self.low < 0 else "–"
+        return f"{self.mean:.3f} ({self.low:.3f}{between}{self.high:.3f})".replace("-", "−")
 
 
 # --- Bootstrap

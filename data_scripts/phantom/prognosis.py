@@ -74,9 +74,9 @@ def sentence(wording: str, said: dict) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 SIGNALS = ("both", "image", "record", "none")
-RADII = (0.075, 0.175)  # of the tumours, drawn evenly on a log scale
+RADII = (0.11, 0.22)  # of the tumours, drawn evenly on a log scale
 VOLUME, TEXTURE, AGE, GRADE = 0.76, 0.62, 0.67, 0.76  # log-hazard per standard deviation
-LOG_ML = (3.72, 0.75)  # mean and standard deviation of the log of the tumours' volumes (ml)
+LOG_ML = (4.60, 0.59)  # mean and standard deviation of the log of the tumours' volumes (ml)
 YEARS = (64.0, 11.0)
 WEIBULL_SHAPE, WEIBULL_DAYS = 1.3, 900.0
 
