@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 from lib import models
 from lib.data import Case, Dataset, ImageCache, load_dataset
 from lib.text import CaptionBank
+
+ALL = 60  # answers to a case's prompts that are worth computing beforehand, and storing in a page
 
 
 class PromptExplorer(anywidget.AnyWidget):
@@ -111,7 +114,11 @@ class PromptExplorer(anywidget.AnyWidget):
         return {"probability": png(probability), "milliseconds": round(milliseconds, 1), "error": ""}
 
     def precompute(self, alternatives: int = 2) -> None:
-        """Fill `table` with the answers to every case's own, absent and `alternatives` suggested prompts."""
+        """Fill `table` with the answers to every case's own, absent and `alternatives` suggested prompts.
+
+        Where all combinations would be more than ALL, only the own prompts, none, and those that differ from the own
+        ones in a single role are answered.
+        """
         table = {}
         self._bank.embed((text for texts in self.suggestions.values() for text in texts), self._tokens)
         for index, case in enumerate(self.cases):
@@ -119,7 +126,12 @@ class PromptExplorer(anywidget.AnyWidget):
                 list(dict.fromkeys([case["prompts"][role], None, *self.suggestions[role][:alternatives]]))
                 for role in self.roles
             ]
-            for texts in itertools.product(*choices):
+            own = tuple(case["prompts"][role] for role in self.roles)
+            asked = itertools.product(*choices)
+            if math.prod(map(len, choices)) > ALL:
+                single = ((*own[:n], text, *own[n + 1 :]) for n, texts in enumerate(choices) for text in texts)
+                asked = dict.fromkeys([own, (None,) * len(own), *single])
+            for texts in asked:
                 table[key(index, texts)] = self.ask(index, dict(zip(self.roles, texts, strict=True)))
         self.table = table
 

@@ -84,6 +84,23 @@ def test_precomputed_answers_equal_live_ones(explorer):
         assert stored["probability"] == png(explorer.probability(0, dict(zip(explorer.roles, texts, strict=True))))
 
 
+def test_many_roles_are_answered_one_change_at_a_time(explorer, monkeypatch):
+    explorer.precompute(alternatives=1)
+    every = set(explorer.table)
+    monkeypatch.setattr("lib.widgets.explorer.ALL", 1)
+    explorer.precompute(alternatives=1)
+    own = [case["prompts"] for case in explorer.cases]
+    changed = [
+        (json.loads(name)[1:], [own[json.loads(name)[0]][role] for role in explorer.roles]) for name in explorer.table
+    ]
+    assert set(explorer.table) <= every
+    assert all(
+        texts == [None] * len(texts) or sum(a != b for a, b in zip(texts, mine, strict=True)) <= 1
+        for texts, mine in changed
+    )
+    assert {json.loads(name)[0] for name in explorer.table} == set(range(len(own)))
+
+
 def test_a_bare_model_needs_its_encoder_and_size(tiny_dataset):
     with pytest.raises(ValueError, match="needs encoder= and size="):
         explore(talkative(text_dim=64), load_dataset(tiny_dataset))
