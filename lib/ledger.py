@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from lib.statistics import Interval, bootstrap_means, interval, paired_bootstrap
+from lib.statistics import Interval, bootstrap_means, interval, paired_bootstrap, separate_bootstrap
 from lib.survival import concordance, concordance_difference
 
 LEVELS = {
@@ -38,7 +38,9 @@ class Contrast(BaseModel):
     """What is measured: `a` minus `b`, or `a` minus a number, on one metric.
 
     `expect` says what the claim predicts of the difference: more than `margin`, less than `-margin`,
-    or (equal) within `margin` on either side; `cases` may restrict it to those that have text.
+    or (equal) within `margin` on either side; `cases` may restrict it to those that have text, or in which the
+    structure is present; `times` weighs b, as in "80 % of"; with `pairing: patient` the two sides are different cases
+    (two kinds of lesion), whose patients are resampled together.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,7 +50,9 @@ class Contrast(BaseModel):
     value: float | None = None
     expect: Literal["more", "less", "equal"]
     margin: float = 0.0
-    cases: Literal["all", "worded"] = "all"
+    cases: Literal["all", "worded", "present"] = "all"
+    times: float = 1.0
+    pairing: Literal["case", "patient"] = "case"
 
     @model_validator(mode="after")
     def _one_reference(self):
@@ -56,6 +60,8 @@ class Contrast(BaseModel):
             raise ValueError("a contrast compares arm `a` with exactly one of arm `b` or `value`")
         if self.expect == "equal" and self.margin <= 0:
             raise ValueError("an `equal` contrast needs a margin above 0")
+        if self.b is None and (self.times != 1 or self.pairing != "case"):
+            raise ValueError("`times` and `pairing` are about arm `b`, which this contrast does not have")
         return self
 
 
@@ -141,13 +147,22 @@ def judge(claim: Claim, table: pd.DataFrame, level: str, dataset: str | None = N
     contrast = claim.contrast
     if contrast.cases == "worded":
         rows = rows[rows["worded"]]
+    elif contrast.cases == "present":
+        rows = rows[rows["area_true"] > 0]
     if contrast.metric == CINDEX:
         return _judge_order(blank, rows, contrast)
     a = scores(rows, contrast.a, contrast.metric)
     b = scores(rows, contrast.b, contrast.metric) if contrast.b else a * 0 + contrast.value
     if a.empty or b.empty:
         return blank
-    a, b = a.align(b, join="inner")
+    if contrast.pairing == "patient":
+        seeds = sorted(set(a) & set(b))
+        a, b = a[seeds].dropna(), b[seeds].dropna()
+        if a.empty or b.empty:
+            return blank
+        effect = separate_bootstrap(a.to_numpy().T, b.to_numpy().T, _patients(a), _patients(b), contrast.times)
+        return _judged(blank, rows, contrast, effect, a.to_numpy().mean(), b.to_numpy().mean())
+    a, b = a.align(b * contrast.times, join="inner")
     # A metric can be undefined for a case (no lesion: no false-negative rate); both sides then leave it out.
     defined = a.notna().all(axis=1) & b.notna().all(axis=1)
     a, b = a[defined], b[defined]

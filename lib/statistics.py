@@ -109,6 +109,34 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, patients: Sequence, n: int = 
     return interval(a - b, patients, n, seed)
 
 
+def separate_bootstrap(
+    a: np.ndarray,
+    b: np.ndarray,
+    patients_a: Sequence,
+    patients_b: Sequence,
+    times: float = 1.0,
+    n: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Mean of a minus `times` the mean of b, on cases that differ but may be of the same patients.
+
+    a: [seeds, cases of a], b: [seeds, cases of b]; patients and seeds are drawn once for both sides.
+    """
+    a, b = (np.atleast_2d(np.asarray(side, np.float64)) for side in (a, b))
+    if len(a) != len(b):
+        raise ValueError(f"The two sides have {len(a)} and {len(b)} seeds: give both the same ones.")
+    in_a = np.r_[np.ones(a.shape[1]), np.zeros(b.shape[1])]
+    sums = np.stack([np.c_[a, 0 * b], np.tile(in_a, (len(a), 1)), np.c_[0 * a, b], np.tile(1 - in_a, (len(a), 1))])
+    patients = [*patients_a, *patients_b]
+    draws = bootstrap_means(sums, patients, n, seed)
+    with np.errstate(invalid="ignore"):  # a resample may hold no case of one side
+        differences = draws[:, 0] / draws[:, 1] - times * draws[:, 2] / draws[:, 3]
+    low, high = np.nanquantile(differences, _tails())
+    method = f"percentile bootstrap over patients{' and seeds' if len(a) > 1 else ''}, sides apart, {n} resamples"
+    mean = float(a.mean() - times * b.mean())
+    return Interval(mean, float(low), float(high), sums.shape[-1], len(set(map(str, patients))), len(a), method)
+
+
 def paired_table(table: pd.DataFrame, metric: str, arm_a: str, arm_b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Line up two arms of a tidy per-case table: scores of a and b [seeds, cases], and patients [cases].
 

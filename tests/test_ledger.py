@@ -105,6 +105,38 @@ def test_only_worded_cases_when_asked():
     assert verdict.n_cases == 10
 
 
+def test_only_present_structures_when_asked():
+    records = two_arms(0.1)
+    for i, one in enumerate(records):
+        one.cases["area_true"] = np.where(np.arange(40) < 10, 0, 50)
+        one.cases.loc[one.cases["area_true"] == 0, "dsc"] = float(i % 2)
+    claim = ledger.Claim(**CLAIM | {"contrast": CLAIM["contrast"] | {"cases": "present"}})
+    verdict = ledger.judge(claim, ledger.collect(records), "P")
+    assert verdict.n_cases == 30 and verdict.effect[0] == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("times, expected", [(0.8, "supported"), (1.0, "not supported")])
+def test_two_kinds_of_case_are_compared_by_their_patients(times, expected):
+    rng = np.random.default_rng(0)
+    seen = [record("a", s, rng.normal(0.7, 0.02, 40)) for s in range(2)]
+    unseen = [record("a", s, rng.normal(0.62, 0.02, 30)) for s in range(2)]
+    for one in unseen:
+        one.cases["test"], one.cases["case_id"] = "u", [f"u{i}" for i in range(30)]
+    sides = {"a": {"arm": "a", "test": "u"}, "b": {"arm": "a", "test": "t"}, "times": times}
+    claim = ledger.Claim(**CLAIM | {"contrast": CLAIM["contrast"] | sides | {"pairing": "patient"}})
+    verdict = ledger.judge(claim, ledger.collect([*seen, *unseen]), "P")
+    assert verdict.verdict == expected
+    assert verdict.effect[0] == pytest.approx(0.62 - times * 0.7, abs=0.02)
+    assert (verdict.n_cases, verdict.n_patients, verdict.n_seeds) == (70, 40, 2)
+    assert ledger.judge(claim, ledger.collect(seen), "P").verdict == "not run"
+
+
+def test_a_share_of_nothing_is_refused():
+    contrast = {"metric": "dsc", "a": {"arm": "a", "test": "t"}, "value": 0.5, "expect": "more", "times": 0.8}
+    with pytest.raises(ValueError, match="which this contrast does not have"):
+        ledger.Contrast(**contrast)
+
+
 def test_a_wrong_row_is_named(tmp_path):
     path = tmp_path / "claims.yml"
     path.write_text("- {id: odd, paper: x, kind: rumour}\n")

@@ -238,3 +238,22 @@ def test_reliability_of_a_known_forecast():
     table = statistics.reliability(np.array([0.1, 0.1, 0.9, 0.9]), np.array([0, 0, 1, 0]), bins=5)
     assert table["forecast"].tolist() == pytest.approx([0.1, 0.9])
     assert table["frequency"].tolist() == [0, 0.5] and table["share"].tolist() == [0.5, 0.5]
+
+
+def test_sides_of_different_cases_share_the_draws_of_their_patients():
+    rng = np.random.default_rng(0)
+    patient = rng.normal(0, 0.2, 60)
+    a, b = 0.7 + patient, 0.6 + patient[:50]
+    names = [f"p{i}" for i in range(60)]
+    found = statistics.separate_bootstrap(a, b, names, names[:50], n=1000)
+    assert found.mean == pytest.approx(a.mean() - b.mean())
+    assert found.low < found.mean < found.high and (found.n_cases, found.n_patients, found.n_seeds) == (110, 60, 1)
+    strangers = statistics.separate_bootstrap(a, b, names, [f"q{i}" for i in range(50)], n=1000)
+    assert found.high - found.low < 0.6 * (strangers.high - strangers.low)  # what patients share cancels out
+    half = statistics.separate_bootstrap(a, b, names, names[:50], times=0.5, n=1000)
+    assert half.mean == pytest.approx(a.mean() - 0.5 * b.mean())
+
+
+def test_sides_with_other_seeds_are_refused():
+    with pytest.raises(ValueError, match="2 and 1 seeds"):
+        statistics.separate_bootstrap(np.ones((2, 3)), np.ones((1, 3)), "abc", "abc")
