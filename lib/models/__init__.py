@@ -28,6 +28,8 @@ MODELS = {  # name -> "module:builder", imported when asked for
     "duplus": "lib.models.duplus:build",
     "duplus_prognosis": "lib.models.duplus:build_prognosis",
     "malenia": "lib.models.malenia:build",
+    "lesion_or_rest": "lib.models.lesions:build_rest",
+    "sam_slices": "lib.models.lesions:build_slices",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
