@@ -150,10 +150,10 @@ def find(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file or the first sheet of an Excel workbook as rows of strings."""
+def read_table(path: Path, sheet: int = 1) -> list[dict[str, str]]:
+    """Read a CSV file, or a sheet of an Excel workbook, as rows of strings."""
     if path.suffix.lower() == ".xlsx":
-        header, *rows = _sheet(path)
+        header, *rows = _sheet(path, sheet)
         return [dict(zip(header, row, strict=True)) for row in rows if any(row)]
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -164,7 +164,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
 
 
-def _sheet(path: Path) -> list[list[str]]:
+def _sheet(path: Path, number: int) -> list[list[str]]:
     space = {"s": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
 
     def text(node: ElementTree.Element) -> str:
@@ -176,7 +176,7 @@ def _sheet(path: Path) -> list[list[str]]:
             if "xl/sharedStrings.xml" in book.namelist():
                 table = ElementTree.fromstring(book.read("xl/sharedStrings.xml"))
                 shared = [text(item) for item in table.iterfind("s:si", space)]
-            sheet = ElementTree.fromstring(book.read("xl/worksheets/sheet1.xml"))
+            sheet = ElementTree.fromstring(book.read(f"xl/worksheets/sheet{number}.xml"))
     except (zipfile.BadZipFile, KeyError, ElementTree.ParseError) as error:
         raise DataError(f"{path} cannot be read as an Excel workbook: get it again, or save it as CSV.") from error
     rows = []
@@ -192,7 +192,7 @@ def _sheet(path: Path) -> list[list[str]]:
         rows.append(cells)
     width = max(max(cells, default=0) for cells in rows) if rows else 0
     if not width:
-        raise DataError(f"{path} has an empty first sheet: get it again.")
+        raise DataError(f"{path} has an empty sheet {number}: get it again.")
     return [[cells.get(column, "").strip() for column in range(1, width + 1)] for cells in rows]
 
 

@@ -5,6 +5,8 @@ python data_scripts/phantoms.py cxr --out data/phantom_cxr --ambiguous 0.8
 python data_scripts/phantoms.py polyp --out data/phantom_polyp --text-share 0.8
 python data_scripts/phantoms.py brain --out data/phantom_brain
 python data_scripts/phantoms.py torso_ct --out data/phantom_torso_ct --n 120 --size 32
+python data_scripts/phantoms.py lesions_ct --out data/phantom_lesions_ct --n 420 --size 32
+python data_scripts/phantoms.py lesions_mr --out data/phantom_lesions_mr --weighting T2
 python data_scripts/phantoms.py prognosis --out data/phantom_prognosis --signal both
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 from phantom.brain import write_brain
 from phantom.bus import write_bus
 from phantom.cxr import FRAMING, write_cxr
+from phantom.lesions import SCANS, write_lesions
 from phantom.polyp import write_polyp
 from phantom.prognosis import SIGNALS, write_prognosis
 from phantom.torso import MODALITIES, write_torso
@@ -71,6 +74,21 @@ def main(arguments: list[str] | None = None) -> int:
         options = kinds.add_parser(kind, parents=[_shared(kind, 120, 32)], help=what)
         options.set_defaults(write=partial(write_torso, modality=modality))
         options.add_argument("--tumor-share", type=float, default=0.6, help="share of patients (default: %(default)s)")
+    for modality in ("CT", "MR"):
+        kind = f"lesions_{modality.lower()}"
+        what = f"abdominal {modality} in 3-D: lesions of eight seen and four unseen diseases, told by their attributes"
+        options = kinds.add_parser(kind, parents=[_shared(kind, 420, 32)], help=what)
+        options.set_defaults(write=partial(write_lesions, modality=modality), splits=(0.65, 0.1, 0.25))
+        options.add_argument(
+            "--typical",
+            type=float,
+            default=0.8,
+            help="share of the lesions with no value that is unusual in their disease (default: %(default)s)",
+        )
+        if modality == "MR":
+            options.add_argument(
+                "--weighting", choices=SCANS[1:], default="T1", help="fluid is dark in T1, bright in T2 (default: T1)"
+            )
     what = "abdominal CT in 3-D, records and survival times: image and record each say a part of the hazard"
     options = kinds.add_parser("prognosis", parents=[_shared("prognosis", 480, 32)], help=what)
     options.set_defaults(write=write_prognosis)

@@ -239,7 +239,7 @@ def write(
 ) -> None:
     """Write the cases that `draw` reads from image 1 to n (case id -> phantom) into a dataset folder, by patient."""
     patients = ["patient_{:05d}_{}".format(*patient_of(seed, i)) for i in range(1, n + 1)]
-    split = _split(patients, splits, seed)
+    split = share_out(patients, splits, seed)
     # The matrices are small: threads would spend their time waiting for one another.
     with threadpool_limits(1), DatasetWriter(out, card | _shared(2, splits), overwrite=overwrite) as writer:
         for i, patient in enumerate(tqdm(patients, "drawing", disable=None), start=1):
@@ -271,7 +271,7 @@ def write_volumes(
     prefix: of the case ids, which are <prefix>_00001 and so on; two kinds with one seed share patients and splits.
     """
     patients = [f"patient_{i:05d}" for i in range(1, n + 1)]
-    split = _split(patients, splits, seed)
+    split = share_out(patients, splits, seed)
     with threadpool_limits(1), DatasetWriter(out, card | _shared(3, splits), overwrite=overwrite) as writer:
         for i, patient in enumerate(tqdm(patients, "drawing", disable=None), start=1):
             volume = draw(i)
@@ -287,7 +287,8 @@ def write_volumes(
             )
 
 
-def _split(patients: list[str], splits: tuple[float, ...], seed: int) -> dict[str, str]:
+def share_out(patients: list[str], splits: tuple[float, ...], seed: int) -> dict[str, str]:
+    """Give each patient, named once per image, a split; raises ValueError for shares that are none."""
     if len(splits) != 3 or min(splits) <= 0 or abs(sum(splits) - 1) > 1e-6:
         raise ValueError(f"splits are {splits}, expected three positive shares: give train,val,test that sum to 1.")
     return split_of_patients(dict(Counter(patients)), splits, seed)

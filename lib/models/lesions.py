@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange, repeat
-from monai.networks import nets
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lib.models import Prediction, configure
+from lib.models.malenia import SIZES as MALENIA
+from lib.models.malenia import MaleniaConfig, Pyramid
 from lib.models.sam import EMPTY, SIZES, SamFeatures, SamPrompts, build_sam, load_checkpoint
 from lib.text import Prompts
 
@@ -18,12 +18,13 @@ from lib.text import Prompts
 
 @dataclass(frozen=True)
 class RestConfig:
-    """Widths of MONAI's residual U-Net from stride 1 on."""
+    """Widths of Malenia's image network, which this one shares."""
 
-    channels: tuple[int, ...] = (32, 64, 128, 256, 320)
+    channels: tuple[int, ...] = MaleniaConfig.channels
+    width: int = MaleniaConfig.width
 
 
-REST_SIZES = {"paper": {}, "small": {"channels": (16, 32, 64, 128)}, "tiny": {"channels": (8, 16, 32, 48)}}
+REST_SIZES = {size: {k: v for k, v in given.items() if k in ("channels", "width")} for size, given in MALENIA.items()}
 
 
 class LesionOrRest(nn.Module):
@@ -36,15 +37,13 @@ class LesionOrRest(nn.Module):
         super().__init__()
         self.config = config
         self.provenance = {"backbone": "trained from scratch"}
-        self.net = nets.UNet(3, 1, 1, config.channels, (2,) * (len(config.channels) - 1), num_res_units=2)
-        self.stride = 2 ** (len(config.channels) - 1)
+        self.pyramid = Pyramid(config.channels, config.width)
+        self.head = nn.Conv3d(self.pyramid.fine_width, 1, 1)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Compute the logits [B, 1, D, H, W]; a prompt changes nothing."""
-        margin = [-size % self.stride for size in image.shape[:1:-1]]
-        padded = F.pad(image, [end for size in margin for end in (0, size)], mode="replicate")
         depth, height, width = image.shape[2:]
-        return self.net(padded * 2 - 1)[..., :depth, :height, :width]
+        return self.head(self.pyramid(image)[-1])[..., :depth, :height, :width]
 
     def decode(self, features: Tensor, prompts: Prompts) -> Prediction:
         """Answer every case of a volume alike."""
@@ -61,8 +60,8 @@ class LesionOrRest(nn.Module):
 def build_rest(size: str = "paper", **fields) -> LesionOrRest:
     """Build the network that tells lesion from rest."""
     config = configure(RestConfig, REST_SIZES, size, fields)
-    if len(config.channels) < 2:
-        raise ValueError(f"RestConfig.channels is {config.channels}, but it needs 2 entries or more.")
+    if len(config.channels) < 4:
+        raise ValueError(f"RestConfig.channels is {config.channels}, but it needs 4 widths or more, as Malenia's does.")
     return LesionOrRest(config)
 
 

@@ -22,6 +22,7 @@ from lib.evaluation import (
 )
 from lib.losses.contrastive import cosine_similarity, dhn_nce, dhn_nce_released, info_nce
 from lib.losses.overlap import adaptive_tversky, bce, dice_ce, duplus, xbusnet_dice, zept_dice
+from lib.losses.queries import mask_bce, mask_dice, mp_nce, radzero_mp_nce
 from lib.losses.seu import released_dice, released_dice_ce, seu_terms
 from lib.models.blocks import GroupNormResidual, ResidualFiLM, UpConv
 from lib.models.clip import Tower
@@ -598,3 +599,45 @@ def duplus_network(case):
     prompts = Prompts({role: text.float() for role, text in texts.items()}, present)
     with torch.no_grad():
         return {"logits": model.eval()(case.tensor("x"), prompts).logits.numpy()}
+
+
+# ---- Malenia ----------------------------------------------------------------------------------------------
+
+
+@adapter("Mask2Former mask losses on matched query masks")
+def mask2former(case):
+    outputs = {}
+    for name, loss in (("dice", mask_dice), ("ce", mask_bce)):
+        logits = case.tensor("logits", grad=True)
+        outputs[name], outputs[f"grad_{name}"] = _scalar_with_gradient(loss(logits, case.tensor("mask")), logits)
+    return outputs
+
+
+@adapter("multi-positive NCE over a similarity matrix (UniCLIP form and sum forms)")
+def radzero(case):
+    outputs = {}
+    for row in (False, True):
+        for column in (False, True):
+            similarity = case.tensor("sim", grad=True)
+            loss = radzero_mp_nce(similarity, case.tensor("group"), case.arguments["tau"], row, column)
+            name = f"r{row:d}c{column:d}"
+            outputs[f"loss_{name}"], outputs[f"grad_{name}"] = _scalar_with_gradient(loss, similarity)
+    return outputs
+
+
+@adapter(
+    "MP-NCE between K matched mask tokens and their A attribute embeddings, one documented reading of Malenia's loss"
+)
+def malenia_mp_nce(case):
+    tokens, bank = case.tensor("mask_tokens", grad=True), case.tensor("text_bank", grad=True)
+    value = case.tensor("attribute_value")
+    lesions, attributes = value.shape
+    texts = torch.stack([bank[a, value[:, a]] for a in range(attributes)], 1).flatten(0, 1)  # [K·A, D]
+    similarity = torch.nn.functional.normalize(tokens, dim=1) @ torch.nn.functional.normalize(texts, dim=1).T
+    differs = (value[:, None] != value[None]).flatten(1)
+    own = torch.eye(lesions, dtype=torch.bool).repeat_interleave(attributes, 1)
+    loss = mp_nce(similarity, own, differs, case.arguments["tau"])
+    grad_tokens, grad_bank = torch.autograd.grad(loss, (tokens, bank))
+    negatives = differs.view(lesions, lesions, attributes)
+    outputs = {"loss": loss.detach(), "grad_tokens": grad_tokens, "grad_bank": grad_bank, "negatives_mask": negatives}
+    return {name: tensor.numpy() for name, tensor in outputs.items()}

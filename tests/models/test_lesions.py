@@ -60,8 +60,8 @@ def test_rest_learns_all_lesions_as_one_mask():
     assert 2 * (drawn & true).sum() / (drawn.sum() + true.sum()) > 0.8
 
 
-def test_rest_refuses_a_single_width():
-    with pytest.raises(ValueError, match="needs 2 entries"):
+def test_rest_refuses_too_few_widths():
+    with pytest.raises(ValueError, match="needs 4 widths"):
         build("lesion_or_rest", size="tiny", channels=(8,))
 
 
