@@ -469,6 +469,12 @@ COLUMNS = {
         )
         for name in ATTRIBUTES
     },
+    **{
+        f"attribute.{name}@other": PromptColumn(
+            role=f"attribute.{name}", origin="metadata", source="what the next lesion of the volume was drawn with"
+        )
+        for name in ATTRIBUTES
+    },
     "report": PromptColumn(role="report", origin="template", source="what the lesion was drawn with, in varied words"),
     "class": PromptColumn(role="class", origin="template", source="name of the disease, in every volume"),
 }
@@ -511,10 +517,19 @@ def regenerate(
             **prompts(said),
             **prompts(usual(name), "@known"),
             **prompts(parse(report), "@parsed"),
+            **prompts(_after(anatomy.lesions, name), "@other"),
             "report": report,
             "class": name.replace("_", " "),
         }
     return Volume(image, masks, {"anatomy": anatomy}, told, (EXTENT_MM / size,) * 3)
+
+
+def _after(lesions: tuple[Lesion, ...], name: str) -> Attributes:
+    """What the lesion after that of a disease shows; nothing where there is no other, or not even this one."""
+    names = [lesion.disease for lesion in lesions]
+    if name not in names or len(names) < 2:
+        return Attributes()
+    return lesions[(names.index(name) + 1) % len(names)].attributes
 
 
 def write_lesions(

@@ -48,7 +48,8 @@ class MaleniaConfig:
     # tokens
     tokens: int = 16  # paper
     heads: int = 8  # M2F
-    anchored: float = 0.0  # ours: how strongly a token keeps to its own place in the volume; 0 = free, as in the paper
+    anchored: float = 0.0  # ours: how strongly a token keeps to a place, which the blocks move; 0: free (paper)
+    reach: float = 0.35  # ours: how far it sees and draws at first, in halves of the volume's edge
     masked_attention: bool = False  # M2F's: a token attends to where its last mask lies; not in the paper's drawing
     rate: float = 1.0  # share of the learning rate for tokens and blocks (ours)
     # alignment
@@ -173,36 +174,38 @@ class Attention(nn.Module):
         bias: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """place: [M, C] added to the keys; bias: [B, N, M] added to the scores; hidden: [B, M] true for no key."""
-        value = self.norm_y(y)
-        key = value if place is None else value + place
+        """place: [M, C] added to y; bias: [B, N, M] added to the scores; hidden: [B, M] true for no key."""
+        key = self.norm_y(y) if place is None else self.norm_y(y) + place  # also the value: a token learns where it is
         if bias is not None:
             bias = bias.repeat_interleave(self.attend.num_heads, 0)
         if hidden is not None:
             hidden = torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, -math.inf)
-        found, _ = self.attend(self.norm(x), key, value, hidden, need_weights=False, attn_mask=bias)
+        found, _ = self.attend(self.norm(x), key, key, hidden, need_weights=False, attn_mask=bias)
         return x + found
 
 
 class Block(nn.Module):
-    """One decoder block: tokens attend to a level of features, then to each other, and draw a mask each."""
+    """One decoder block: tokens attend to a level of features, then to each other; `draw` and `move` read them."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, anchored: bool):
         super().__init__()
         self.cross, self.own = Attention(width, heads), Attention(width, heads)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
         self.draw = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        if anchored:
+            self.move = nn.Linear(width, 4)  # of the token's place and the logarithm of its reach; none at the start
+            nn.init.zeros_(self.move.weight)
+            nn.init.zeros_(self.move.bias)
 
-    def forward(self, tokens: Tensor, level: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """tokens [B, N, C] and features [B, C, d, h, w] -> new tokens and mask logits [B, N, d, h, w]."""
+    def forward(self, tokens: Tensor, level: Tensor, bias: Tensor | None) -> Tensor:
+        """tokens [B, N, C] and features [B, C, d, h, w] -> new tokens."""
         flat = level.flatten(2).transpose(1, 2)
         place = sinusoids(places(level.shape[2:], level), level.shape[1])
         tokens = self.cross(tokens, flat, place, bias)
         tokens = self.own(tokens, tokens)
-        tokens = tokens + self.mlp(tokens)
-        return tokens, drawn(self.draw(tokens), level)
+        return tokens + self.mlp(tokens)
 
 
 def drawn(tokens: Tensor, level: Tensor) -> Tensor:
@@ -210,11 +213,17 @@ def drawn(tokens: Tensor, level: Tensor) -> Tensor:
     return torch.einsum("bnc, bcdhw -> bndhw", tokens, level) * level.shape[1] ** -0.5
 
 
+def remoteness(where: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Squared distance of a grid's voxels from places [B, N, 4] (z, y, x, log reach), in reaches: [B, N, d, h, w]."""
+    away = torch.cdist(where[..., :3], places(size, where)[None]).square() * (-2 * where[..., 3:]).exp()
+    return away.unflatten(2, size)
+
+
 # ---- injection -------------------------------------------------------------------------------------------
 
 
 class CMKI(nn.Module):
-    """Cross-modal knowledge injection: tokens and what their words say change each other, then both draw in F⁴.
+    """Cross-modal knowledge injection: tokens and what their words say change each other, to draw in F⁴ both.
 
     Source: the paper's drawing. Bidirectional cross-attention with residuals, then self-attention, `fusions` times.
     """
@@ -231,8 +240,8 @@ class CMKI(nn.Module):
         self.text_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, fine))
         self.key = nn.Conv3d(fine, fine, 1)
 
-    def forward(self, tokens: Tensor, texts: Tensor, fine: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """tokens [B, N, C], texts [B, N, A, C], hidden [B, N] true for tokens that none attends to -> logits twice."""
+    def forward(self, tokens: Tensor, texts: Tensor, fine: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens [B, N, C], texts [B, N, A, C], hidden [B, N] for tokens that none attends to -> two queries, a key."""
         m, t = self.mask_in(tokens), self.text_in(texts.flatten(2))
         for fusion in self.fusions:
             m, t = (
@@ -240,17 +249,19 @@ class CMKI(nn.Module):
                 fusion["text_to_mask"](t, m, hidden=hidden),
             )
             m, t = fusion["mask_own"](m, m, hidden=hidden), fusion["text_own"](t, t, hidden=hidden)
-        key = self.key(fine)
-        return drawn(self.mask_out(m), key), drawn(self.text_out(t), key)
+        return self.mask_out(m), self.text_out(t), self.key(fine)
 
 
 # ---- the model -------------------------------------------------------------------------------------------
 
 
 class Features(NamedTuple):
-    """What no text enters: per block the tokens [B, N, C], their masks and descriptions [B, N, A, C], and F⁴."""
+    """What no text enters: per block the tokens [B, N, C], their places [B, N, 4], masks and descriptions
+    [B, N, A, C]; and F⁴.
+    """
 
     tokens: list[Tensor]
+    where: list[Tensor]
     masks: list[Tensor]
     descriptions: list[Tensor]
     fine: Tensor
@@ -275,7 +286,7 @@ class Malenia(nn.Module):
         self.rates = dict.fromkeys(("query", "blocks.", "cmki."), config.rate)
         self.pyramid = Pyramid(config.channels, width)
         self.query = nn.Parameter(0.5 * torch.randn(config.tokens, width))
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(3))
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.anchored > 0) for _ in range(3))
         pooled = 3 * width if config.describe == "pooled" else width
         maps = count if config.attribute_heads else 1
         self.describers = nn.ModuleList(
@@ -332,20 +343,30 @@ class Malenia(nn.Module):
         size = tuple(image.shape[2:])
         *levels, fine = self.pyramid(image)
         tokens, mask = self.query.expand(len(image), -1, -1), None
-        features = Features([], [], [], fine, size)
+        where = F.pad(self.anchors, (0, 1), value=math.log(self.config.reach)).expand(len(image), -1, -1)
+        features = Features([], [], [], [], fine, size)
         for block, level, describer in zip(self.blocks, levels, self.describers, strict=True):
-            tokens, mask = block(tokens, level, self._bias(level, mask))
+            tokens = block(tokens, level, self._bias(level, where, mask))
+            if self.config.anchored:
+                where = where + 0.5 * block.move(tokens)
+            mask = self._kept(drawn(block.draw(tokens), level), where)
             features.tokens.append(tokens)
+            features.where.append(where)
             features.masks.append(mask)
             features.descriptions.append(self._described(describer, tokens, level, mask))
         return features
 
-    def _bias(self, level: Tensor, mask: Tensor | None) -> Tensor | None:
-        """What keeps tokens apart in attention [B, N, V]: the distance to their anchors, or their last masks."""
+    def _kept(self, masks: Tensor, where: Tensor) -> Tensor:
+        """Mask logits [B, N, d, h, w] less the distance from the token's place."""
+        if not self.config.anchored:
+            return masks
+        return masks - self.config.anchored * remoteness(where, masks.shape[2:])
+
+    def _bias(self, level: Tensor, where: Tensor, mask: Tensor | None) -> Tensor | None:
+        """What keeps tokens apart in attention [B, N, V]: the distance from their places, or their last masks."""
         bias = None
         if self.config.anchored:
-            away = torch.cdist(self.anchors, places(level.shape[2:], level)).square()
-            bias = (-4 * self.config.anchored * away).expand(len(level), -1, -1)
+            bias = -self.config.anchored / 4 * remoteness(where, level.shape[2:]).flatten(2)
         if self.config.masked_attention and mask is not None:
             inside = F.interpolate(mask.detach(), level.shape[2:], mode="trilinear").flatten(2) > 0
             blocked = torch.zeros_like(inside, dtype=level.dtype).masked_fill(~inside & inside.any(-1, True), -math.inf)
@@ -388,17 +409,17 @@ class Malenia(nn.Module):
         """Name the tokens by the prompts, inject the words, and draw a mask for each prompt."""
         batch = len(features.fine)
         texts, present = (rearrange(x, "(b k) ... -> b k ...", b=batch) for x in self._embedded(prompts))
-        tokens, masks = features.tokens[-1], features.masks[-1]
+        masks = features.masks[-1]
         scores = self.scores(features.descriptions[-1], texts, present)  # [B, N, K]
         names = scores.argmax(-1)
         own = texts.gather(1, names[..., None, None].expand(-1, -1, *texts.shape[2:]))
         found = masks.detach().flatten(2).amax(-1) > 0
-        mask, text = self._branches(tokens, own, features.fine, ~found & found.any(1, keepdim=True))
+        mask, text = self._branches(features, own, ~found & found.any(1, keepdim=True))
         k = torch.arange(texts.shape[1], device=names.device)
-        given = names[..., None] == k  # [B, N, K]
+        given = (names[..., None] == k) & found[..., None]  # [B, N, K]: a token that found nothing answers nothing
         if len(k) == 1 and self.naming != "none":  # nothing competes: only the token that fits best answers
             best = scores[..., 0].masked_fill(~found, -math.inf).argmax(1)
-            given = F.one_hot(best, scores.shape[1]).bool()[..., None]
+            given = F.one_hot(best, scores.shape[1]).bool()[..., None] & found[..., None]
         if self.naming == "none":
             given = torch.ones_like(given)
 
@@ -424,12 +445,23 @@ class Malenia(nn.Module):
     def forward(self, image: Tensor, prompts: Prompts) -> Prediction:
         return self.decode(self.encode_image(image), prompts)
 
-    def _branches(self, tokens: Tensor, texts: Tensor, fine: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mask logits of the two branches [B, N, ...]; without injection both are the tokens' own masks in F⁴."""
-        if self.cmki is None:
-            mask = drawn(self.last(tokens), fine)
-            return mask, mask
-        return self.cmki(tokens, texts, fine, hidden)
+    def _branches(
+        self, features: Features, texts: Tensor, hidden: Tensor, pick: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits of the two branches [B, N, ...], or of the (volume, token) pairs in `pick` alone [M, 1, ...].
+
+        Without injection both are the token's own mask in F⁴.
+        """
+        tokens, where, key = features.tokens[-1], features.where[-1], features.fine
+        if self.cmki:
+            mask, text, key = self.cmki(tokens, texts, key, hidden)
+        else:
+            mask = text = self.last(tokens)
+        if pick:
+            mask, text, where = (x[pick][:, None] for x in (mask, text, where))
+            key = key[pick[0]]
+        mask, text = (self._kept(drawn(query, key), where) for query in (mask, text))
+        return mask, text
 
     def _ensembled(self, mask: Tensor, text: Tensor) -> Tensor:
         branch = self.branch if self.config.cmki == "both" else self.config.cmki
@@ -562,16 +594,13 @@ class Malenia(nn.Module):
         self, features: Features, volume: Tensor, chosen: Tensor, texts: Tensor, truth: Tensor, loss
     ) -> Tensor:
         """The loss of the masks after injection, in which every lesion has its own words."""
-        given = F.one_hot(volume, len(features.fine)).cumsum(0)  # lesions of each volume so far
-        slot = given.gather(1, volume[:, None])[:, 0] - 1  # number of a lesion within its volume
-        shape = len(features.fine), int(slot.max()) + 1
-        own = features.tokens[-1][volume, chosen]
-        tokens = own.new_zeros(*shape, own.shape[1]).index_put((volume, slot), own)
-        words = texts.new_zeros(*shape, *texts.shape[1:]).index_put((volume, slot), texts)
+        shape = features.tokens[-1].shape[:2]
+        words = texts.new_zeros(*shape, *texts.shape[1:]).index_put((volume, chosen), texts)
         hidden = torch.ones(shape, dtype=torch.bool, device=volume.device)
-        hidden[volume, slot] = False
+        hidden[volume, chosen] = False
         hidden = hidden & ~hidden.all(1, keepdim=True)
-        mask, text = (x[volume, slot] for x in self._branches(tokens, words, features.fine, hidden))
+        branches = self._branches(features, words, hidden, (volume, chosen))
+        mask, text = (branch[:, 0] for branch in branches)
         kinds = {"both": (mask, text), "mask": (mask,), "text": (text,), "none": (mask,)}[self.config.cmki]
         parts = [self._mask_loss(x, truth, features, loss) for x in kinds]
         if len(parts) == 2:

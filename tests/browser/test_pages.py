@@ -38,7 +38,7 @@ CHAPTER = [
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """The real prose and one tiny executed chapter under every name that the index opens, built."""
-    names = ("nullbus", "uavls", "duplus", "medclip_samv2")
+    names = ("nullbus", "uavls", "duplus", "medclip_samv2", "malenia")
     paths = write_book(tmp_path_factory.mktemp("book"), dict.fromkeys(names, CHAPTER))
     assert build.main(["book", "--jobs", "1"], root=paths.root) == 0
     return paths.html

@@ -186,6 +186,9 @@ def test_prompts_say_what_was_drawn_and_of_an_absent_disease_what_is_usual():
             assert {column: said[column] for column in prompts(parse(said["report"]), "@parsed")} == prompts(
                 parse(said["report"]), "@parsed"
             )
+            others = [prompts(one, "@other") for key, one in here.items() if key != name] if name in here else []
+            told = {column: said[column] for column in prompts(lesions.usual(name), "@other")}
+            assert told in others or (not others and not any(told.values()))
     known = {name: {v.prompts[name]["attribute.shape@known"] for v in volumes()} for name in DISEASES}
     assert all(len(said) == 1 for said in known.values())
 
