@@ -45,6 +45,7 @@ ROOMS = (
 )
 # What the chapters run on by default.
 PHANTOMS = ("bus", "cxr", "brain", "torso_ct", "torso_mr", "torso_pet", "prognosis")
+PHANTOMS += ("lesions_ct", "lesions_mr", "lesions_varied")
 RECORD_FILES = ("record.json", "cases.csv", "log.csv")
 Notebook = dict[str, Any]
 

@@ -7,6 +7,7 @@ python data_scripts/phantoms.py brain --out data/phantom_brain
 python data_scripts/phantoms.py torso_ct --out data/phantom_torso_ct --n 120 --size 32
 python data_scripts/phantoms.py lesions_ct --out data/phantom_lesions_ct --n 420 --size 32
 python data_scripts/phantoms.py lesions_mr --out data/phantom_lesions_mr --weighting T2
+python data_scripts/phantoms.py lesions_varied --out data/phantom_lesions_varied --typical 0.1
 python data_scripts/phantoms.py prognosis --out data/phantom_prognosis --signal both
 """
 
@@ -74,15 +75,19 @@ def main(arguments: list[str] | None = None) -> int:
         options = kinds.add_parser(kind, parents=[_shared(kind, 120, 32)], help=what)
         options.set_defaults(write=partial(write_torso, modality=modality))
         options.add_argument("--tumor-share", type=float, default=0.6, help="share of patients (default: %(default)s)")
-    for modality in ("CT", "MR"):
-        kind = f"lesions_{modality.lower()}"
+    for kind, modality, typical in (
+        ("lesions_ct", "CT", 0.8),
+        ("lesions_mr", "MR", 0.8),
+        ("lesions_varied", "CT", 0.1),
+    ):
         what = f"abdominal {modality} in 3-D: lesions of eight seen and four unseen diseases, told by their attributes"
+        what += ", most of them untypical" if typical < 0.5 else ""
         options = kinds.add_parser(kind, parents=[_shared(kind, 420, 32)], help=what)
-        options.set_defaults(write=partial(write_lesions, modality=modality), splits=(0.65, 0.1, 0.25))
+        options.set_defaults(write=partial(write_lesions, kind=kind, modality=modality), splits=(0.65, 0.1, 0.25))
         options.add_argument(
             "--typical",
             type=float,
-            default=0.8,
+            default=typical,
             help="share of the lesions with no value that is unusual in their disease (default: %(default)s)",
         )
         if modality == "MR":

@@ -21,7 +21,7 @@ notebooks() {
   for kind in bus cxr brain; do
     "$bin/python" data_scripts/phantoms.py $kind --n 120 --size 64 --out $scratch/data/phantom_$kind || return 1
   done
-  for kind in torso_ct torso_mr torso_pet prognosis lesions_ct lesions_mr; do
+  for kind in torso_ct torso_mr torso_pet prognosis lesions_ct lesions_mr lesions_varied; do
     "$bin/python" data_scripts/phantoms.py $kind --n 60 --out $scratch/data/phantom_$kind || return 1
   done
   for notebook in notebooks/*.ipynb; do

@@ -536,6 +536,7 @@ def write_lesions(
     out: Path,
     *,
     modality: str,
+    kind: str = "",
     n: int = 420,
     size: int = 32,
     seed: int = 0,
@@ -544,11 +545,14 @@ def write_lesions(
     splits: tuple[float, ...] = (0.65, 0.1, 0.25),
     overwrite: bool = False,
 ) -> None:
-    """Write a dataset folder of lesion phantoms as CT or MR; raises ValueError for parameters out of range."""
+    """Write a dataset folder of lesion phantoms as CT or MR; raises ValueError for parameters out of range.
+
+    kind: the command that the card names, where it is not that of the modality.
+    """
     check(size=size, smallest=32, shares={"typical": typical}, n=n, seed=seed, dots="voxels")
     if weighting not in SCANS[1:]:
         raise ValueError(f"weighting is {weighting}, expected a way to weight MR: use {' or '.join(SCANS[1:])}.")
-    kind = f"lesions_{modality.lower()}"
+    prefix = f"lesions_{modality.lower()}"
     options = {"n": n, "size": size, "seed": seed, "typical": typical}
     if modality == "MR":
         options["weighting"] = weighting
@@ -557,16 +561,16 @@ def write_lesions(
         "title": f"Lesion phantom in {modality}",
         "modality": "abdominal CT" if modality == "CT" else f"abdominal MR, {weighting}-weighted",
         "classes": {name: number for number, name in enumerate(DISEASES, start=1)},
-        "source": command(kind, out, splits=splits, **options),
+        "source": command(kind or prefix, out, splits=splits, **options),
         "prompts": COLUMNS,
         "notes": _notes(modality, weighting),
     }
 
     def draw(index: int) -> Volume:
         part = split[f"patient_{index:05d}"]
-        return regenerate(f"{kind}_{index:05d}", seed, size, split=part, typical=typical, weighting=weighting)
+        return regenerate(f"{prefix}_{index:05d}", seed, size, split=part, typical=typical, weighting=weighting)
 
-    write_volumes(out, card, draw, prefix=kind, n=n, seed=seed, splits=splits, overwrite=overwrite)
+    write_volumes(out, card, draw, prefix=prefix, n=n, seed=seed, splits=splits, overwrite=overwrite)
 
 
 def _notes(modality: str, weighting: str) -> list[str]:
