@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,8 @@ import numpy as np
 import torch
 
 from lib import losses, models
-from lib.data import Feed, ImageCache, load_dataset
+from lib.attributes import ATTRIBUTES
+from lib.data import Batch, Feed, ImageCache, load_dataset
 from lib.files import atomic_write
 from lib.models.saliency import saliency
 from lib.models.sam import SamPrompts
@@ -364,6 +366,43 @@ def duplus_compiled(device: str, folder: Path) -> Iterator[Pair]:
     yield Pair("duplus_compiled", "DuPLUS, paper's widths, 96³, a training step, channels last", 2, 10, arms)
 
 
+def malenia_step(device: str, folder: Path) -> Iterator[Pair]:
+    """A Malenia training step on a 96³ crop: masks compared on sampled points against all voxels."""
+    sides = {}
+    for name, points in (("12,544 points", 12_544), ("all voxels", 0)):
+        torch.manual_seed(0)
+        model = models.build("malenia", size="small", text_dim=64, upsampled=True, points=points).to(device).train()
+        model.calibrate_text(lesion_prompts(4, device))
+        sides[name] = partial(malenia_learns, model, lesion_crop(device))
+    yield Pair("malenia_step", "Malenia, small, a training step on a 96³ crop with 4 lesions", 1, 3, sides)
+
+
+def malenia_diseases(device: str, folder: Path) -> Iterator[Pair]:
+    """Another list of diseases asked of an encoded 96³ crop against a whole pass, words looked up or embedded anew."""
+    model = models.build("malenia", size="small").to(device).eval()
+    image, text = torch.rand(1, 1, 96, 96, 96, device=device), encoder("minilm")
+    sentences = [f"The lesion is of kind {i}." for i in range(12 * len(model.roles))]
+    bank = text.encode(sentences).pooled
+
+    def asked(pooled: torch.Tensor) -> Prompts:
+        rows = dict(zip(model.roles, pooled.to(device).chunk(len(model.roles)), strict=True))
+        return Prompts(rows, {role: torch.ones(12, dtype=torch.bool, device=device) for role in rows})
+
+    with torch.inference_mode():
+        features = model.encode_image(image)
+    ways = {
+        "another list, looked up": lambda: model.decode(features, asked(bank)).logits,
+        "another list, embedded anew": lambda: model.decode(features, asked(text.encode(sentences).pooled)).logits,
+    }
+    arms = {name: torch.inference_mode()(way) for name, way in ways.items()}
+    yield Pair("malenia_diseases", "Malenia, small, 12 diseases with 8 attributes on an encoded 96³ crop", 1, 5, arms)
+    arms = {
+        "another list, looked up": arms["another list, looked up"],
+        "whole forward pass": torch.inference_mode()(lambda: model(image, asked(bank)).logits),
+    }
+    yield Pair("malenia_diseases", "Malenia, small, 12 diseases, crop encoded before or again", 1, 5, arms)
+
+
 def compiled_step(device: str, folder: Path) -> Iterator[Pair]:
     """On a GPU: a UA-VLS training step at the paper's size, compiled in bfloat16 and channels-last against eager."""
     if device != "cuda":
@@ -451,6 +490,8 @@ PAIRS = {
         sliding_window,
         compiled_step,
         duplus_compiled,
+        malenia_step,
+        malenia_diseases,
         bootstrap,
         book,
     )
@@ -474,6 +515,28 @@ def volume_prompts(number: int, dim: int, device: str) -> Prompts:
 def small_duplus(device: str, dim: int = 64) -> torch.nn.Module:
     """DuPLUS of the size `small` with a shared stem, ready to judge."""
     return models.build("duplus", size="small", text_dim=dim, stems=1).to(device).eval()
+
+
+def lesion_prompts(number: int, device: str) -> Prompts:
+    """The eight attributes of `number` lesions, each with one of two values, as random embeddings."""
+    words, codes = torch.randn(8, 2, 64), torch.randint(2, (number, 8))
+    pooled = {f"attribute.{name}": words[i, codes[:, i]] for i, name in enumerate(ATTRIBUTES)}
+    return Prompts(pooled, {role: torch.ones(number, dtype=torch.bool) for role in pooled}).to(device)
+
+
+def lesion_crop(device: str) -> Batch:
+    """A crop of 96³ with four lesions."""
+    mask = torch.zeros(1, 4, 96, 96, 96, device=device)
+    for k, at in enumerate((10, 30, 50, 70)):
+        mask[0, k, at : at + 12, at : at + 12, at : at + 12] = 1
+    image, unknown = torch.rand(1, 1, 96, 96, 96, device=device), torch.full((1, 2), torch.nan)
+    return Batch(image, mask, lesion_prompts(4, device), torch.zeros(1, dtype=torch.long), unknown)
+
+
+def malenia_learns(model: torch.nn.Module, batch: Batch) -> None:
+    """One step forward and back."""
+    model.objective(batch, losses.loss("dice_bce")).backward()
+    model.zero_grad()
 
 
 def make_phantoms(folder: Path, n: int) -> None:
