@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import find, make_splits, read_table, require, run, unpacked
+from common import find, make_splits, run, unpacked
+from lesion_words import COLUMNS, Row, read_codes, rows_of, told, usual_of
 from phantom.kidney import EXTENT_MM, WINDOW, simulate
 from scipy.ndimage import affine_transform, binary_dilation, gaussian_filter, label
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 from volumes import mirror_rows, read_nifti, spacing_of
 
-from lib.attributes import ATTRIBUTES, TABLE, Attributes, decode, features, knowledge, parse
-from lib.attributes import prompts as prompts_of
-from lib.data import DatasetWriter, PromptColumn
+from lib.data import DatasetWriter
 from lib.files import DataError
 
 NAME = "kits19_semisynthetic"
@@ -46,41 +45,6 @@ CITATION = (
     "Unleashing the potential of vision-language pre-training for 3D zero-shot lesion segmentation via mask-attribute "
     "alignment (Malenia). ICLR 2025, arXiv:2410.15744."
 )
-COLUMNS = {
-    **{
-        f"attribute.{name}": PromptColumn(
-            role=f"attribute.{name}",
-            origin="human",
-            source="the row that the lesion was filled by in the attribute table released with Malenia "
-            "(github.com/Yankai96/Malenia, 6955662); the features are read from its report",
-        )
-        for name in ATTRIBUTES
-    },
-    **{
-        f"attribute.{name}@known": PromptColumn(
-            role=f"attribute.{name}",
-            origin="class-oracle",
-            source="what is most frequent in the disease, over the rows of all but the test patients",
-        )
-        for name in ATTRIBUTES
-    },
-    **{
-        f"attribute.{name}@parsed": PromptColumn(
-            role=f"attribute.{name}", origin="human", source="read from the report by rules (lib.attributes.parse)"
-        )
-        for name in ATTRIBUTES
-    },
-    "report": PromptColumn(role="report", origin="human", source="the report released with Malenia (MIT)"),
-    "class": PromptColumn(role="class", origin="template", source="name of the disease, in every volume"),
-}
-
-
-class Row(NamedTuple):
-    """A lesion of the released table: of whom, what it shows, and its report."""
-
-    patient: str
-    attributes: Attributes
-    report: str
 
 
 @dataclass(frozen=True)
@@ -141,39 +105,6 @@ def read_crop(path: Path, size: int) -> tuple[np.ndarray, np.ndarray, float]:
 # ---------------------------------------------------------------------------------------------------------
 # The released table
 # ---------------------------------------------------------------------------------------------------------
-
-
-def rows_of(table: Sequence[dict[str, str]], disease: str) -> list[Row]:
-    """The rows of a disease with a side and a report, from a table of codes as attribute -> code, and id and report."""
-    words = DISEASES[disease]
-    found = [(one["id"], decode(words, one), one["report"]) for one in table if one["lesion"] == words]
-    return [
-        Row(id_, replace(said, features=features(told)), told) for id_, said, told in found if said.location and told
-    ]
-
-
-def read_codes(folder: Path) -> list[dict[str, str]]:
-    """The released table as attribute -> code, with lesion, id and report, from CSV or the workbook itself."""
-    files = [*sorted(folder.rglob("attributes.csv")), *sorted(folder.rglob("annotations_of_lesion_descriptions.xlsx"))]
-    if not files:
-        raise DataError(f"{folder} holds no attribute table: put annotations_of_lesion_descriptions.xlsx there.")
-    path = files[0]
-    if path.suffix == ".csv":
-        rows = read_table(path)
-        require(rows, ("lesion", "id", "report", *(f"{column}_code" for column in TABLE.values())), path)
-        return [
-            {name: row[f"{column}_code"] for name, column in TABLE.items()}
-            | {key: row[key] for key in ("lesion", "id", "report")}
-            for row in rows
-        ]
-    order = ("id", "enhancement", "location", "shape", "density", "variation", "surface", "relation", "report")
-    table = []
-    for sheet, words in enumerate(DISEASES.values(), start=1):
-        for row in read_table(path, sheet):
-            if len(row) < len(order):
-                raise DataError(f"{path} has {len(row)} columns in sheet {sheet}: give the released workbook.")
-            table.append(dict(zip(order, row.values(), strict=False)) | {"lesion": words})
-    return table
 
 
 def sided(row: Row, place: str) -> Row:
@@ -240,21 +171,6 @@ def _moved(rng: np.random.Generator, mask: np.ndarray, patient: Patient) -> np.n
     return None
 
 
-def told(row: Row | None, usual: Attributes, typical: Row, name: str) -> dict[str, str | None]:
-    """The prompts of a disease in a volume: those of its row, or where it is absent what is usual in it."""
-    report = (row or typical).report
-    read = parse(report)
-    if row is None:  # the place and the scan are those of another patient
-        read = replace(read, location=None, enhancement=None)
-    return {
-        **prompts_of(row.attributes if row else usual),
-        **prompts_of(usual, "@known"),
-        **prompts_of(read, "@parsed"),
-        "report": report,
-        "class": DISEASES[name],
-    }
-
-
 def build(args: argparse.Namespace, size: int) -> None:
     """Read masks and rows, and write the volumes."""
     if args.mirror:
@@ -270,7 +186,7 @@ def build(args: argparse.Namespace, size: int) -> None:
         if not paths:
             find(folder, "segmentation.nii.gz")
         codes = read_codes(folder)
-        known = {row.patient for row in rows_of(codes, TUMOR)}
+        known = {row.patient for row in rows_of(codes, DISEASES[TUMOR])}
         names = [name for name in paths if name in known]
         if not names:
             raise DataError(f"{folder} has masks of no patient of the attribute table: give KiTS19's data folder.")
@@ -285,7 +201,7 @@ def _write(
     codes: list[dict[str, str]],
     origin: str,
 ) -> None:
-    tumors, cysts = rows_of(codes, TUMOR), rows_of(codes, CYST)
+    tumors, cysts = (rows_of(codes, DISEASES[name]) for name in (TUMOR, CYST))
     own = {row.patient: row for row in tumors}
     patients = []
     for name, (path, split) in tqdm(masks.items(), "reading", disable=None):
@@ -297,7 +213,7 @@ def _write(
     tested = {patient.name for patient in patients if patient.split == "test"}
     held = {patient.name for patient in patients if patient.split != "train"}
     others = [row for row in tumors if row.patient not in held]
-    usual = {name: _usual(rows, DISEASES[name], tested) for name, rows in ((TUMOR, tumors), (CYST, cysts))}
+    usual = {name: usual_of(rows, DISEASES[name], tested) for name, rows in ((TUMOR, tumors), (CYST, cysts))}
     donors = [patient for patient in patients if patient.split == "test"]
     card = {
         "title": f"KiTS19 kidneys with simulated CT intensities, {size}³",
@@ -333,25 +249,10 @@ def _write(
                     masks={name: (rows[name].mask if name in rows else empty).astype(np.uint8) for name in DISEASES},
                     spacing=(EXTENT_MM / size,) * 3,
                     prompts={
-                        name: told(rows[name].row if name in rows else None, *usual[name], name) for name in DISEASES
+                        name: told(rows[name].row if name in rows else None, *usual[name], words)
+                        for name, words in DISEASES.items()
                     },
                 )
-
-
-def _usual(rows: Sequence[Row], words: str, tested: set[str]) -> tuple[Attributes, Row]:
-    """What is most frequent in a disease over all but the test patients, and a row that shows just that."""
-    kept = [row for row in rows if row.patient not in tested]
-    if not kept:
-        raise DataError(f"The attribute table has no row of '{words}' but those of test patients: give all of it.")
-    table = [
-        {"lesion": words, "report": row.report}
-        | {column: getattr(row.attributes, name) or "" for name, column in TABLE.items()}
-        for row in kept
-    ]
-    usual = knowledge(table)[words]
-    return usual, max(
-        kept, key=lambda row: sum(getattr(row.attributes, name) == getattr(usual, name) for name in ATTRIBUTES)
-    )
 
 
 NOTES = [
