@@ -226,6 +226,17 @@ def read_masks(scan: Scan, layout: Layout) -> tuple[dict[str, np.ndarray], np.nd
     return {one.name: np.isin(labels, one.values) for one in wanted}, affine
 
 
+def read_pair(scan: Scan, layout: Layout) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[float, ...]]:
+    """An image [D, H, W], its masks on the same grid (class -> [D, H, W] bool), and the mm of its voxels."""
+    image, affine = read_nifti(scan.image, scan.frame)
+    masks, target = read_masks(scan, layout)
+    shape = next(iter(masks.values())).shape
+    if layout.onto_mask and image.shape != shape:
+        image, affine = _onto(image, affine, shape, target), target
+    _check_grid(scan.masks[0], shape, target, scan.image, image.shape, affine)
+    return image, masks, spacing_of(affine)
+
+
 def _check_grid(
     path: Path, shape: tuple[int, ...], affine: np.ndarray, other: Path, its_shape: tuple[int, ...], its: np.ndarray
 ) -> None:
@@ -388,19 +399,14 @@ def write(args: argparse.Namespace, layout: Layout, scans: Sequence[Scan], notes
 def _add(writer: DatasetWriter, layout: Layout, scan: Scan, split: str) -> None:
     modality = scan.modality or layout.modality
     wanted = scan.structures or layout.structures
-    image, affine = read_nifti(scan.image, scan.frame)
-    masks, target = read_masks(scan, layout)
-    shape = next(iter(masks.values())).shape
-    if layout.onto_mask and image.shape != shape:
-        image, affine = _onto(image, affine, shape, target), target
-    _check_grid(scan.masks[0], shape, target, scan.image, image.shape, affine)
+    image, masks, spacing = read_pair(scan, layout)
     writer.add_volume(
         case_id=scan.case_id,
         patient_id=scan.patient,
         split=split,
         image=grey(image, modality, scan.image, layout.window),
         masks=masks,
-        spacing=spacing_of(affine),
+        spacing=spacing,
         prompts={
             one.name: volume_prompts(
                 modality,

@@ -122,6 +122,86 @@ def test_numbers_of_the_table_are_those_of_the_files():
     ]  # fmt: skip
 
 
+def test_what_is_usual_is_not_read_off_test_patients_of_seen_diseases(archive, tmp_path):
+    with open(archive / "attributes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for one in rows:  # those that show a cyst too, and are tested for it
+        if one["lesion"] == "renal cell carcinoma":
+            one["shape_code"] = "2" if one["id"] in ("case_00000", "case_00001") else one["shape_code"]
+    tested = [one for one in rows if one["shape_code"] == "2"]
+    rows += [one | {"id": name} for one in tested for name in ("case_00000", "case_00001")] * 4
+    with open(archive / "attributes.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    run(archive, tmp_path / "out")
+    made = {case.case_id: case for case in load_dataset(tmp_path / "out").cases}
+    tumor, cyst = made["case_00000.renal_cell_carcinoma"], made["case_00000.renal_cyst"]
+    assert tumor.prompts["attribute.shape"] == "The shape of the lesion is irregular."
+    assert tumor.prompts["attribute.shape@known"] == "The shape of the lesion is round-like."
+    assert cyst.prompts["attribute.shape@known"] == "The shape of the lesion is round-like."  # its only row
+
+
+def test_a_cube_about_the_lesions_is_kept(archive, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(archive, whole, "--extent", "inf")
+    run(archive, cut, "--extent", "20")
+    before, after = load_dataset(whole), load_dataset(cut)
+    shape = {case.case_id: nibabel.load(case.mask).shape for case in (*before.cases, *after.cases)}
+    assert set(shape.values()) == {(10, 10, 4)}  # 20 mm of 10 x 12 x 8 voxels of 2 x 2 x 5 mm
+    kept = sizes(after)
+    assert all(kept[name] == voxels for name, voxels in sizes(before).items())  # they fit in
+    assert "20 mm" in " ".join(after.card.notes) and "whole" in " ".join(before.card.notes)
+
+
+def test_lesions_lie_anywhere_in_the_cube():
+    lesions = np.zeros((40, 40, 40), bool)
+    lesions[18:22, 18:22, 18:22] = True
+    views = [script.view_of(lesions, (1.0, 1.0, 1.0), 20.0, f"case_{number}") for number in range(60)]
+    assert views[0] == script.view_of(lesions, (1.0, 1.0, 1.0), 20.0, "case_0")
+    assert all(lesions[view].sum() == 64 and lesions[view].shape == (20, 20, 20) for view in views)
+    starts = np.array([[axis.start for axis in view] for view in views])
+    assert (starts.min(0) <= 4).all() and (starts.max(0) >= 16).all()
+    lesions[1, 1, 1] = lesions[38, 38, 38] = True  # more than the cube holds
+    assert all(lesions[script.view_of(lesions, (1.0, 1.0, 1.0), 20.0, f"case_{number}")].any() for number in range(20))
+    nothing = script.view_of(np.zeros_like(lesions), (1.0, 1.0, 1.0), 20.0, "case")
+    assert [axis.stop - axis.start for axis in nothing] == [20, 20, 20]
+    assert script.view_of(lesions, (1.0, 1.0, 1.0), float("inf"), "case") == (slice(0, 40),) * 3
+
+
+def test_an_image_without_its_masks_is_not_passed_over(archive, tmp_path):
+    (archive / "Task07_Pancreas/labelsTr").rename(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit, match=r"holds no 'labelsTr/pancreas_\{case\}\.nii'"):
+        run(archive, tmp_path / "out")
+
+
+def test_a_mask_on_another_grid_is_refused(archive, tmp_path):
+    mask = archive / "kits23/case_00003/segmentation.nii.gz"
+    moved = np.diag([2.0, 2.0, 5.0, 1.0])
+    moved[0, 3] = 40
+    nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(mask).dataobj), moved), mask)
+    with pytest.raises(SystemExit, match=r"lie 40\.0 mm apart"):
+        run(archive, tmp_path / "out")
+
+
+def test_an_extent_of_nothing_is_refused(archive, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(archive, tmp_path / "out", "--extent", "0")
+    assert "give mm above 0, or inf" in capsys.readouterr().err
+
+
+def test_a_mirror_and_an_archive_give_the_same(archive, tmp_path, zipped):
+    zipped(archive)
+    script.main(["--mirror", str(archive), "--out", str(tmp_path / "a")])
+    script.main(["--archive", str(archive.with_suffix(".zip")), "--out", str(tmp_path / "b")])
+    one, other = (load_dataset(tmp_path / name) for name in "ab")
+    assert [(case.case_id, case.split, case.prompts) for case in one.cases] == [
+        (case.case_id, case.split, case.prompts) for case in other.cases
+    ]
+    assert sizes(one) == sizes(other)
+    assert "sha256" in other.card.notes[-1]
+
+
 def test_bad_folders_are_one_sentence(archive, tmp_path):
     def refused(folder):
         with pytest.raises(SystemExit) as excinfo:
