@@ -13,6 +13,7 @@ from types import SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Any, get_args
 
 from lib import figures
+from lib.statistics import shown
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -131,11 +132,17 @@ def book(name: str) -> Path:
 
 
 class Strip:
-    """HTML whose display metadata names the run records and weights behind it, for `book/build.py publish`."""
+    """HTML whose display metadata names the run records and weights behind it, for `book/build.py publish`.
 
-    def __init__(self, text: str, plain: str, keys: Sequence[str], weights: Sequence[str] = ()):
+    arms: (key, arm) pairs, since a chapter may know a run by another name than the one that it was made under.
+    """
+
+    def __init__(
+        self, text: str, plain: str, keys: Sequence[str], weights: Sequence[str] = (), arms: Sequence[tuple] = ()
+    ):
         self._bundle = {"text/html": text, "text/plain": plain}
         used = {"records": list(keys)} | ({"weights": list(weights)} if weights else {})
+        used |= {"arms": [list(pair) for pair in arms]} if arms else {}
         self._metadata = {"prompt_to_mask": used}
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
@@ -163,6 +170,7 @@ def provenance(records: "Record | Sequence[Record]", command: str) -> Strip:
         f"{' · '.join(map(html.escape, facts))} · {shown} <br><code>{html.escape(command)}</code></div>",
         f"{' · '.join(facts)} · {command}",
         keys,
+        arms=list(dict.fromkeys((record.key, record.arm) for record in records)),
     )
 
 
@@ -182,16 +190,15 @@ def _duration(seconds: float) -> str:
 
 
 def verdict_table(results: "Sequence[Verdict]") -> Strip:
-    """Lay out verdicts: the claim and the paper's value, the data level, the effect, on how much, the verdict."""
+    """Lay out verdicts, raw and after Holm: claim, paper's value, data level, effect, and on how much it rests."""
     heads = ("claim", "verdict", "level", "effect, 95 % interval", "measured on")
     rows = []
     for v in results:
         claim = f"{html.escape(v.claim.statement)}<br><small>paper: {html.escape(v.claim.paper_value)}</small>"
-        mean, _, ends = _formatted(v.effect, 3).partition(" ") if v.effect else ("", "", "")
-        effect = f"<b>{mean}</b> {html.escape(v.claim.contrast.metric)}<br>{ends}" if v.effect else ""
-        counts = ((v.n_cases, "cases"), (v.n_patients, "patients"), (v.n_seeds, "seeds"))
-        amount = "<br>".join(f"{n} {things if n != 1 else things[:-1]}" for n, things in counts) if v.n_cases else ""
-        cells = (claim, figures.verdict_badge(v.verdict), v.level, effect, amount)
+        mean, _, rest = html.escape(v.effect_text).replace("\n", "<br>").partition(" ")
+        badge = figures.verdict_badge(v.verdict) + (f"<br><small>after Holm: {v.corrected}</small>" if v.p_holm else "")
+        amount = v.amount.replace("\n", "<br>")
+        cells = (claim, badge, v.level, f"<b>{mean}</b> {rest}" if mean else "", amount)
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     top = "".join(f"<th>{head}</th>" for head in heads)
     text = f'<table class="dataframe verdicts"><thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
@@ -207,15 +214,4 @@ def glue(name: str, value: "Interval | tuple[float, float, float] | float | int 
     """Give a number to the prose, where {glue:text}`name` prints it; an interval (mean, low, high) shows its ends."""
     from myst_nb import glue as paste  # only the book's extras have it
 
-    paste(name, _Text(_formatted(value, digits)), display=False)
-
-
-def _formatted(value: Any, digits: int) -> str:
-    if hasattr(value, "low"):
-        value = (value.mean, value.low, value.high)
-    if isinstance(value, tuple):
-        mean, low, high = (_formatted(float(end), digits) for end in value)
-        return f"{mean} ({low}{' to ' if min(value) < 0 else '–'}{high})"
-    if isinstance(value, float):  # numpy's float64 is one
-        return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no −0.00
-    return str(value)
+    paste(name, _Text(shown(value, digits)), display=False)

@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
@@ -19,6 +19,11 @@ APART = ("lib.wording",)  # counts only for runs that rewrite a prompt, which na
 @cache
 def sources_hash(modules: tuple[str, ...], home: Path = HOME) -> str:
     """Hash what the named `lib` modules do, with all `lib` modules that they import; their wording does not count."""
+    return hashlib.sha256(json.dumps(sources(modules, home), sort_keys=True).encode()).hexdigest()
+
+
+def sources(modules: tuple[str, ...], home: Path = HOME) -> dict[str, list]:
+    """Write down what the named modules and all that they import do, by module."""
     waiting, seen = list(modules), {}
     while waiting:
         name = waiting.pop()
@@ -27,26 +32,40 @@ def sources_hash(modules: tuple[str, ...], home: Path = HOME) -> str:
         # `from lib.text import Prompts` might name a module lib.text.Prompts, of which there is no file.
         if name in seen or not path.is_file():
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        seen[name] = _meaning(tree)
         package = (name if path.name == "__init__.py" else name.rpartition(".")[0]).split(".")
-        for node in ast.walk(tree):
-            found = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            if isinstance(node, ast.ImportFrom):
-                above = package[: len(package) - node.level + 1] if node.level else []
-                source = ".".join([*above, *([node.module] if node.module else [])])
-                found = [source, *(f"{source}.{name}" for name in found)]
-            for name in found:
-                parts = name.split(".")  # importing a.b.c runs the packages a and a.b
-                packages = [".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "lib"]
-                waiting += [found for found in packages if found not in APART]
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+        seen[name], imported = _parsed(path.read_text(encoding="utf-8"), tuple(package))
+        waiting += imported
+    return seen
+
+
+@lru_cache(maxsize=512)
+def _parsed(text: str, package: tuple[str, ...]) -> tuple[list, list[str]]:
+    """What a source does, and the modules of `lib` that it names."""
+    tree = ast.parse(text)
+    imported = []
+    for node in ast.walk(tree):
+        found = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            found = [source, *(f"{source}.{name}" for name in found)]
+        for name in found:
+            parts = name.split(".")  # importing a.b.c runs the packages a and a.b
+            packages = [".".join(parts[: i + 1]) for i in range(len(parts)) if parts[0] == "lib"]
+            imported += [found for found in packages if found not in APART]
+    return _meaning(tree), imported
 
 
 @cache
 def step_source(step: Callable) -> str:
     """Write down what one function does, where the file that it stands in is more than that."""
     return json.dumps(_meaning(ast.parse(inspect.getsource(step))))
+
+
+def steps(home: Path = HOME) -> dict[str, list]:
+    """Write down what each function and class of `lib.runs` does, by name."""
+    tree = ast.parse((home / "lib/runs.py").read_text(encoding="utf-8"))
+    return {node.name: _meaning(node) for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def _meaning(node: object) -> object:

@@ -1,16 +1,18 @@
 """Claims and audits of the papers -> contrasts on run records -> verdicts that nobody types by hand."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, model_validator
 
-from lib.statistics import Interval, bootstrap_means, interval, paired_bootstrap, separate_bootstrap
+from lib.statistics import Interval, bootstrap_means, holm, interval, paired_bootstrap, separate_bootstrap, shown
 from lib.survival import concordance, concordance_difference
 
 LEVELS = {
@@ -19,22 +21,64 @@ LEVELS = {
     "R": "real, reduced scale or without the paper's weights",
     "F": "the paper's own data, weights and budget",
 }
+TOPICS = {
+    "leak": "what the words give away",
+    "split": "which cases choose and judge",
+    "prompt": "how prompts are written",
+    "metric": "how scores are computed",
+    "code": "where code and text differ",
+    "control": "what a simpler thing does",
+}
 
 
 FEWEST = 6  # patients: even if all agree, a sign test of five reaches no more than p = .06, and a bootstrap says less
+ALPHA = 0.05
 CINDEX = "cindex"  # the one metric that is no mean of cases: how well the risks of a test order its patients
 
 
-class Arm(BaseModel):
+class _Row:
+    """A dataclass read from YAML: mappings become its parts, lists its tuples, and each value is checked."""
+
+    def __post_init__(self):
+        for name, kind in _kinds(type(self)).items():
+            object.__setattr__(self, name, _fitting(getattr(self, name), kind, name))
+
+
+@cache
+def _kinds(row: type) -> dict[str, Any]:
+    hints = get_type_hints(row)
+    return {part.name: hints[part.name] for part in fields(row)}
+
+
+def _fitting(value: Any, kind: Any, name: str) -> Any:
+    if get_origin(kind) is UnionType:  # X | None is the only union here
+        return None if value is None else _fitting(value, get_args(kind)[0], name)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_fitting(part, get_args(kind)[0], name) for part in value)
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise ValueError(f"{name} is {value!r}, and must be one of {', '.join(map(repr, get_args(kind)))}")
+    if is_dataclass(kind) and isinstance(value, dict):
+        return kind(**value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if not isinstance(value, get_origin(kind) or kind):
+        raise ValueError(f"{name} is {value!r}, and must be of the kind {getattr(kind, '__name__', kind)}")
+    return value
+
+
+@dataclass(frozen=True)
+class Arm(_Row):
     """One side of a contrast: an experiment's arm, seen through one of its tests (and a metric of its own)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     arm: str
     test: str
     metric: str | None = None
 
 
-class Contrast(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Contrast(_Row):
     """What is measured: `a` minus `b`, or `a` minus a number, on one metric.
 
     `expect` says what the claim predicts of the difference: more than `margin`, less than `-margin`,
@@ -43,7 +87,6 @@ class Contrast(BaseModel):
     (two kinds of lesion), whose patients are resampled together.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     metric: str
     a: Arm
     b: Arm | None = None
@@ -54,21 +97,20 @@ class Contrast(BaseModel):
     times: float = 1.0
     pairing: Literal["case", "patient"] = "case"
 
-    @model_validator(mode="after")
-    def _one_reference(self):
+    def __post_init__(self):
+        super().__post_init__()
         if (self.b is None) == (self.value is None):
             raise ValueError("a contrast compares arm `a` with exactly one of arm `b` or `value`")
         if self.expect == "equal" and self.margin <= 0:
             raise ValueError("an `equal` contrast needs a margin above 0")
         if self.b is None and (self.times != 1 or self.pairing != "case"):
             raise ValueError("`times` and `pairing` are about arm `b`, which this contrast does not have")
-        return self
 
 
-class Claim(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Claim(_Row):
     """One row of claims.yml or audit.yml: a statement, its source, and the contrast that tests it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
     paper: str
     kind: Literal["number", "mechanism", "audit"]
@@ -77,23 +119,53 @@ class Claim(BaseModel):
     paper_value: str = ""
     contrast: Contrast
     levels: tuple[Literal["P", "S", "R", "F"], ...] = ("P", "S", "R", "F")
+    topic: Literal["leak", "split", "prompt", "metric", "code", "control", ""] = ""
     note: str = ""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.kind == "audit") != bool(self.topic):
+            raise ValueError(f"an audit, and nothing else, needs a topic: one of {', '.join(TOPICS)}")
 
-class Verdict(BaseModel):
-    """What the records say of one claim at one data level."""
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the records say of one claim at one data level.
+
+    p: of the difference on this side of the margin; p_holm: corrected over the claims that were judged with it.
+    """
 
     claim: Claim
     level: str
     dataset: str = ""
     verdict: Literal["supported", "not supported", "inconclusive", "not run"]
     effect: tuple[float, float, float] | None = None
+    p: float | None = None
+    p_holm: float | None = None
     a: float | None = None
     b: float | None = None
     n_cases: int = 0
     n_patients: int = 0
     n_seeds: int = 0
     keys: tuple[str, ...] = ()
+
+    @property
+    def corrected(self) -> str:
+        """The verdict after Holm's correction, which can take a decision back and never makes one."""
+        decided = self.verdict in ("supported", "not supported")
+        return "inconclusive" if decided and self.p_holm is not None and self.p_holm > ALPHA else self.verdict
+
+    @property
+    def effect_text(self) -> str:
+        """The effect with its metric, and its interval on a second line, as every page prints it."""
+        mean, _, ends = shown(self.effect).partition(" ") if self.effect else ("", "", "")
+        return f"{mean} {self.claim.contrast.metric}\n{ends}" if self.effect else ""
+
+    @property
+    def amount(self) -> str:
+        """How many cases, patients and seeds it rests on, a line each."""
+        counts = ((self.n_cases, "cases"), (self.n_patients, "patients"), (self.n_seeds, "seeds"))
+        return "\n".join(f"{n} {things if n != 1 else things[:-1]}" for n, things in counts) if self.n_cases else ""
 
 
 def load_claims(path: Path, paper: str | None = None) -> list[Claim]:
@@ -173,18 +245,21 @@ def judge(claim: Claim, table: pd.DataFrame, level: str, dataset: str | None = N
 
 
 def _judged(blank: Verdict, rows: pd.DataFrame, contrast: Contrast, effect: Interval, a: float, b: float) -> Verdict:
-    used = rows[rows["arm"].isin({x.arm for x in (contrast.a, contrast.b) if x})]
-    return blank.model_copy(
-        update={
-            "verdict": decide(effect, contrast) if effect.n_patients >= FEWEST else "inconclusive",
-            "effect": (effect.mean, effect.low, effect.high),
-            "a": float(a),
-            "b": float(b),
-            "n_cases": effect.n_cases,
-            "n_patients": effect.n_patients,
-            "n_seeds": effect.n_seeds,
-            "keys": tuple(sorted(set(used["key"]))),
-        }
+    sides = [side for side in (contrast.a, contrast.b) if side]
+    used = rows[rows["arm"].isin({side.arm for side in sides}) & rows["test"].isin({side.test for side in sides})]
+    enough = effect.n_patients >= FEWEST
+    return replace(
+        blank,
+        dataset=", ".join(sorted(set(used["dataset"]))),
+        verdict=decide(effect, contrast) if enough else "inconclusive",
+        effect=(effect.mean, effect.low, effect.high),
+        p=p_value(effect.draws, contrast) if enough else None,
+        a=float(a),
+        b=float(b),
+        n_cases=effect.n_cases,
+        n_patients=effect.n_patients,
+        n_seeds=effect.n_seeds,
+        keys=tuple(sorted(set(used["key"]))),
     )
 
 
@@ -202,7 +277,8 @@ def _judge_order(blank: Verdict, rows: pd.DataFrame, contrast: Contrast) -> Verd
         return blank
     if contrast.b is None:
         found = concordance(sides[0])
-        effect = replace(found, **{name: getattr(found, name) - contrast.value for name in ("mean", "low", "high")})
+        moved = {name: getattr(found, name) - contrast.value for name in ("mean", "low", "high", "draws")}
+        effect = replace(found, **moved)
         return _judged(blank, rows, contrast, effect, found.mean, contrast.value)
     both = sides[0].merge(sides[1], on=names, suffixes=("_a", "_b"))
     effect = concordance_difference(both, "risk_a", "risk_b")
@@ -227,11 +303,49 @@ def decide(effect: Interval, contrast: Contrast) -> str:
     return "not supported" if high < margin else "inconclusive"
 
 
+def p_value(draws: np.ndarray, contrast: Contrast) -> float:
+    """Two-sided p of the side of the margin that resampled differences lie on, and at most .05 where `decide` decides.
+
+    It is the level at which the percentile interval would touch the margin; for `equal`, of two one-sided tests or of
+    lying beyond one margin, whichever is smaller. No smaller than 2 / resamples.
+    """
+
+    def tail(wrong: np.ndarray) -> float:
+        return 2 * max(int(wrong.sum()), 1) / len(wrong)
+
+    margin = contrast.margin
+    if contrast.expect == "equal":
+        inside = max(tail(draws <= -margin), tail(draws >= margin))
+        return min(1.0, inside, tail(draws <= margin), tail(draws >= -margin))
+    claimed = draws if contrast.expect == "more" else -draws
+    return min(1.0, tail(claimed <= margin), tail(claimed >= margin))
+
+
 def verdicts(claims: Sequence[Claim], records: Sequence, levels: Sequence[str] | None = None) -> list[Verdict]:
-    """Judge every claim at every level that the records reach (or the levels named)."""
-    table = collect(records)
+    """Judge every claim at every level that the records reach (or the levels named), with Holm over each level.
+
+    Of a test that was taken both on a dataset that arms were trained on and on another, the first decides.
+    """
+    table = inside(collect(records), {name for record in records for name in record.experiment.get("train", ())})
     reached = sorted(set(table["level"])) if len(table) else []
-    return [judge(claim, table, level) for claim in claims for level in (levels or reached or ["P"])]
+    return corrected([judge(claim, table, level) for claim in claims for level in (levels or reached or ["P"])])
+
+
+def inside(table: pd.DataFrame, trained: set[str]) -> pd.DataFrame:
+    """Leave out the rows of datasets that no arm was trained on, where the same test has rows of one that was."""
+    if table.empty:
+        return table
+    within = table["dataset"].isin(trained)
+    return table[within | ~table["test"].isin(set(table.loc[within, "test"]))]
+
+
+def corrected(results: Sequence[Verdict]) -> list[Verdict]:
+    """Correct the p-values of verdicts by Holm's method: a family is what was judged together at one level."""
+    adjusted = {}
+    for level in {result.level for result in results}:
+        family = [i for i, result in enumerate(results) if result.level == level and result.p is not None]
+        adjusted |= dict(zip(family, holm([results[i].p for i in family]).tolist(), strict=True))
+    return [replace(result, p_holm=adjusted.get(i)) for i, result in enumerate(results)]
 
 
 def summary(table: pd.DataFrame, metric: str, by: Sequence[str] = ("arm", "test")) -> pd.DataFrame:
@@ -320,8 +434,15 @@ def verdict_frame(results: Sequence[Verdict]) -> pd.DataFrame:
             "effect": v.effect[0] if v.effect else None,
             "low": v.effect[1] if v.effect else None,
             "high": v.effect[2] if v.effect else None,
-            "n": f"{v.n_cases} cases, {v.n_patients} patients, {v.n_seeds} seeds" if v.n_cases else "",
+            "n": v.amount.replace("\n", ", "),
+            "p_holm": v.p_holm,
             "verdict": v.verdict,
         }
         for v in results
     )
+
+
+if __name__ == "__main__":
+    from lib.printed import main
+
+    sys.exit(main())

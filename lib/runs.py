@@ -38,6 +38,7 @@ from lib.data import SPLITS, Case, Dataset, Feed, ImageCache, guard_leakage, loa
 from lib.evaluation import evaluate, fit_temperature, predictions, retrieval
 from lib.files import atomic_write, sha256_file
 from lib.keys import HOME, sources_hash, step_source
+from lib.records import Record, load_record
 from lib.text import CaptionBank, PromptPolicy, texts_for
 from lib.training import Budget, Fit, fit
 from lib.wording import REWRITES
@@ -113,20 +114,6 @@ class Teacher:
     prompts: PromptPolicy
     switches: tuple[tuple[str, object], ...] = ()
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run leaves; `cases` is the per-case table of lib.evaluation with `test` and `worded` added."""
-
-    key: str
-    arm: str
-    experiment: dict
-    cases: pd.DataFrame
-    log: pd.DataFrame
-    meta: dict
-    folder: Path
-    weights: Path | None  # None where only the record was kept
 
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
@@ -582,22 +569,6 @@ def _check_tests(experiment: Experiment) -> None:
 
 
 # ---- records --------------------------------------------------------------------------------------------------------
-
-
-def load_record(folder: Path) -> Record:
-    """Read a record folder; raises ValueError with the remedy if it is damaged."""
-    folder = Path(folder)
-    try:
-        stored = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        words = dict.fromkeys(("test", "dataset", "case_id", "patient_id"), str)
-        # Exactly the numbers that were written, and no patient called "NA" taken for a missing one.
-        exact = {"float_precision": "round_trip", "keep_default_na": False, "na_values": [""]}
-        cases = pd.read_csv(folder / "cases.csv", dtype=words, **exact)
-        log = pd.read_csv(folder / "log.csv", **exact).rename(columns={"valid_dice": "valid_score"})  # its old name
-        weights = folder.parent.parent / "weights" / f"{stored['meta']['fit_key']}.safetensors"
-        return Record(cases=cases, log=log, folder=folder, weights=weights if weights.is_file() else None, **stored)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Run record {folder} is damaged ({error}): delete that folder and run again.") from error
 
 
 def _find(name: str, experiment: Experiment, root: Path, published: Path | None) -> Record | None:

@@ -6,16 +6,18 @@ the mean over the drawn cases and seeds. Two or three seeds understate the sprea
 Draws depend on `seed` alone and the sums are exact, so results repeat bit for bit whatever the thread count.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 _CHUNK = 1 << 19  # drawn patients held in memory at once
+_KEPT = 1 << 21  # and at most kept for the next contrast, four times
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,22 @@ class Interval:
     n_patients: int
     n_seeds: int
     method: str = ""
+    draws: np.ndarray | None = field(default=None, repr=False, compare=False)  # the statistic of each resample
 
     def __str__(self) -> str:
-        between = " to " if self.low < 0 else "–"
-        return f"{self.mean:.3f} ({self.low:.3f}{between}{self.high:.3f})".replace("-", "−")
+        return shown(self)
+
+
+def shown(value: Any, digits: int = 3) -> str:
+    """Write a number, or an interval (mean, low, high), as the book prints it; any other value as it is."""
+    if hasattr(value, "low"):
+        value = (value.mean, value.low, value.high)
+    if isinstance(value, tuple):
+        mean, low, high = (shown(float(end), digits) for end in value)
+        return f"{mean} ({low}{' to ' if min(value) < 0 else '–'}{high})"
+    if isinstance(value, float):  # numpy's float64 is one
+        return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # + 0.0: no −0.00
+    return str(value)
 
 
 # --- Bootstrap
@@ -55,12 +69,22 @@ def bootstrap_means(scores: np.ndarray, patients: Sequence, n: int = RESAMPLES, 
     table = np.add.reduceat(scores[..., order], first, axis=-1).reshape(models * seeds, -1).T
     table = np.column_stack([_exactly_summable(table, len(names)), np.bincount(patient)])
 
-    totals = np.concatenate([weights @ table for weights in _draws(len(names), n, np.random.default_rng([seed, 0]))])
+    totals = np.concatenate([weights @ table for weights in _drawn(len(names), n, seed, 0)])
     means = (totals[:, :-1] / totals[:, -1:]).reshape(n, models, seeds)
     if seeds == 1:
         return means[..., 0]
-    weights = np.concatenate(list(_draws(seeds, n, np.random.default_rng([seed, 1]))))
+    weights = np.concatenate(list(_drawn(seeds, n, seed, 1)))
     return (means * weights[:, None]).sum(-1) / seeds
+
+
+def _drawn(size: int, n: int, seed: int, use: int) -> Iterable[np.ndarray]:
+    """The draws of one use of a seed: the claims of a page share theirs, which take longer to draw than to weigh."""
+    return _kept(size, n, seed, use) if size * n <= _KEPT else _draws(size, n, np.random.default_rng([seed, use]))
+
+
+@lru_cache(maxsize=4)
+def _kept(size: int, n: int, seed: int, use: int) -> tuple[np.ndarray, ...]:
+    return tuple(_draws(size, n, np.random.default_rng([seed, use])))
 
 
 def _draws(size: int, n: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -93,12 +117,12 @@ def _check(scores: np.ndarray, patients: Sequence) -> None:
 def interval(values: np.ndarray, patients: Sequence, n: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean score with the percentile bootstrap interval over patients (and seeds)."""
     values = np.atleast_2d(np.asarray(values, np.float64))
-    low, high = np.quantile(bootstrap_means(values[None], patients, n, seed)[:, 0], _tails())
+    draws = bootstrap_means(values[None], patients, n, seed)[:, 0]
+    low, high = np.quantile(draws, _tails())
     seeds = len(values)
     method = f"percentile bootstrap over patients{' and seeds' if seeds > 1 else ''}, {n} resamples"
-    return Interval(
-        float(values.mean()), float(low), float(high), values.shape[1], len(np.unique(patients)), seeds, method
-    )
+    counts = values.shape[1], len(np.unique(patients)), seeds
+    return Interval(float(values.mean()), float(low), float(high), *counts, method, draws)
 
 
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, patients: Sequence, n: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -134,7 +158,9 @@ def separate_bootstrap(
     low, high = np.nanquantile(differences, _tails())
     method = f"percentile bootstrap over patients{' and seeds' if len(a) > 1 else ''}, sides apart, {n} resamples"
     mean = float(a.mean() - times * b.mean())
-    return Interval(mean, float(low), float(high), sums.shape[-1], len(set(map(str, patients))), len(a), method)
+    counts = sums.shape[-1], len(set(map(str, patients))), len(a)
+    drawn = differences[np.isfinite(differences)]
+    return Interval(mean, float(low), float(high), *counts, method, drawn)
 
 
 def paired_table(table: pd.DataFrame, metric: str, arm_a: str, arm_b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -195,6 +221,8 @@ def wilcoxon_holm(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], patients: 
     pairs: name -> (a, b), each [cases] or [seeds, cases]. Seeds are averaged first, and where `patients` are given
     the cases of a patient too, since the test takes its units as independent. A pair without any difference has p = 1.
     """
+    from scipy import stats  # here and below: verdicts need no SciPy, and are checked where it is not installed
+
     rows = []
     for name, (a, b) in pairs.items():
         difference = np.atleast_2d(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean(0)
@@ -269,6 +297,8 @@ def reconstruct_interval(mean: float, n: int, sd: float | None = None) -> Interv
     """
     if n < 2:
         raise ValueError(f"An interval needs two or more cases but n is {n}.")
+    from scipy import stats
+
     if sd is not None:
         half = stats.t.ppf(_tails()[1], n - 1) * sd / np.sqrt(n)
         return Interval(mean, mean - half, mean + half, n, n, 1, f"reconstructed: normal, per-case SD {sd:g}")
@@ -287,4 +317,6 @@ def resolvable_gap(sd_difference: float, n: int, power: float = 0.8) -> float:
     (z_{0.975} + z_power) · sd / √n for the standard deviation of the per-case difference. A difference that was not
     found and is smaller than this gap is no evidence that the arms are equal.
     """
+    from scipy import stats
+
     return float((stats.norm.ppf(_tails()[1]) + stats.norm.ppf(power)) * sd_difference / np.sqrt(n))

@@ -198,7 +198,7 @@ def _interval(pairs: tuple[np.ndarray, np.ndarray], outcomes: Outcomes, what: st
     low, high = np.quantile(found, TAILS)
     method = f"{what}, percentile bootstrap over patients{' and seeds' if seeds > 1 else ''}, {len(found)} resamples"
     mean = float((right.sum((1, 2)) / all_.sum()).mean())
-    return Interval(mean, float(low), float(high), cases, len(names), seeds, method)
+    return Interval(mean, float(low), float(high), cases, len(names), seeds, method, found)
 
 
 def _draws(n: int, size: int, seed: int, use: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from lib import chapter
+from lib.ledger import Claim, Verdict
 
 ROOT = Path(__file__).parents[1]
 RULES = {"profile": ("smoke", "quick"), "dropout": (float, lambda p: 0 <= p < 1), "seeds": int, "dataset": str}
@@ -78,7 +79,7 @@ def test_papermill_called_bare_fails_on_a_mistyped_name(tmp_path):
 
 def record(key="ab" * 32, **meta):
     facts = {"commit": "1234567890", "dirty": False, "device": "cpu", "seconds": 12.34, "peak_memory_mb": 1321.0}
-    return SimpleNamespace(key=key, meta=facts | meta)
+    return SimpleNamespace(key=key, arm="mixed", meta=facts | meta)
 
 
 def bundle(strip):
@@ -90,7 +91,7 @@ def test_provenance_names_the_run_the_machine_and_the_command():
     assert '<a href="../what_was_run.html#run-abababababab">abababab</a>' in data["text/html"]
     for fact in ("1 run", "commit 1234567", "cpu", "12 s", "peak 1,321 MB", "&lt;y&gt;"):
         assert fact in data["text/html"]
-    assert metadata == {"prompt_to_mask": {"records": ["ab" * 32]}}
+    assert metadata == {"prompt_to_mask": {"records": ["ab" * 32], "arms": [["ab" * 32, "mixed"]]}}
 
 
 def test_provenance_of_many_runs_adds_up():
@@ -135,14 +136,17 @@ def test_glue_pastes_a_number_with_its_interval_and_no_quotes(value, text, monke
 
 
 def test_verdict_table_shows_effect_level_and_verdict():
-    contrast = SimpleNamespace(metric="dsc")
-    claim = SimpleNamespace(id="a", statement="nulls > zeros", paper_value="+9.2", contrast=contrast)
-    ran = SimpleNamespace(claim=claim, level="P", effect=(0.05, 0.01, 0.09), n_cases=7, n_patients=6, n_seeds=1,
-                          verdict="supported", keys=("k1", "k2"))  # fmt: skip
-    not_run = SimpleNamespace(**vars(ran) | {"effect": None, "n_cases": 0, "verdict": "not run", "keys": ("k1",)})
+    side = {"arm": "a", "test": "t"}
+    contrast = {"metric": "dsc", "a": side, "value": 0, "expect": "more"}
+    claim = Claim(id="a", paper="x", kind="mechanism", statement="nulls > zeros", source="s", paper_value="+9.2",
+                  contrast=contrast)  # fmt: skip
+    ran = Verdict(claim=claim, level="P", effect=(0.05, 0.01, 0.09), n_cases=7, n_patients=6, n_seeds=1,
+                  p=0.04, p_holm=0.08, verdict="supported", keys=("k1", "k2"))  # fmt: skip
+    not_run = Verdict(claim=claim, level="R", verdict="not run", keys=("k1",))
     data, metadata = bundle(chapter.verdict_table([ran, not_run]))
     assert "nulls &gt; zeros" in data["text/html"] and "<b>0.050</b> dsc<br>(0.010–0.090)" in data["text/html"]
     assert "7 cases<br>6 patients<br>1 seed<" in data["text/html"] and data["text/html"].count("not run") == 1
+    assert data["text/html"].count("after Holm: inconclusive") == 1
     assert metadata["prompt_to_mask"]["records"] == ["k1", "k2"]
 
 

@@ -1,6 +1,7 @@
 """Claims become verdicts only through intervals."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_missing_arms_and_levels_read_not_run():
     table = ledger.collect(two_arms(0.1))
     claim = ledger.Claim(**CLAIM)
     assert ledger.judge(claim, table, "R").verdict == "not run"
-    assert ledger.judge(claim.model_copy(update={"levels": ("F",)}), table, "P").verdict == "not run"
+    assert ledger.judge(replace(claim, levels=("F",)), table, "P").verdict == "not run"
     assert ledger.judge(claim, table[table["arm"] == "a"], "P").verdict == "not run"
     assert [v.verdict for v in ledger.verdicts([claim], [])] == ["not run"]
 
@@ -242,3 +243,83 @@ def test_a_concordance_is_compared_with_a_number_and_is_not_run_without_risks():
     assert above.verdict == "supported" and above.b == 0.5 and above.effect[0] == pytest.approx(above.a - 0.5)
     assert ledger.judge(order_claim(b={"arm": "c", "test": "t"}), table, "P").verdict == "not run"
     assert ledger.judge(order_claim(value=0.5), ledger.collect(two_arms(0.1)), "P").verdict == "not run"
+
+
+# --- many claims at once
+
+
+def contrast(**more):
+    return ledger.Contrast(metric="dsc", a={"arm": "a", "test": "t"}, value=0, **more)
+
+
+@pytest.mark.parametrize("expect, margin", [("more", 0.0), ("more", 0.02), ("less", 0.0), ("equal", 0.03)])
+@given(centre=st.floats(-0.2, 0.2), spread=st.floats(0.001, 0.2), seed=st.integers(0, 50))
+@settings(deadline=None, max_examples=40)
+def test_whatever_is_decided_has_a_p_of_at_most_five_percent(expect, margin, centre, spread, seed):
+    draws = np.random.default_rng(seed).normal(centre, spread, 2000)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    asked = contrast(expect=expect, margin=margin)
+    p = ledger.p_value(draws, asked)
+    assert 2 / 2000 <= p <= 1
+    effect = Interval(centre, low, high, 9, 9, 1)
+    if ledger.decide(effect, asked) != "inconclusive":
+        assert p <= ledger.ALPHA
+    elif p < 0.045:  # at the very edge, an interpolated quantile and a count of draws may differ
+        pytest.fail(f"undecided with p = {p}")
+
+
+def test_p_has_known_values():
+    draws = np.arange(-10, 190) / 100  # 10 of 200 below zero
+    assert ledger.p_value(draws, contrast(expect="more")) == pytest.approx(2 * 11 / 200)
+    assert ledger.p_value(draws, contrast(expect="more", margin=-1)) == pytest.approx(2 / 200)
+    assert ledger.p_value(draws, contrast(expect="less")) == pytest.approx(2 * 11 / 200)
+    assert ledger.p_value(draws, contrast(expect="equal", margin=5)) == pytest.approx(2 / 200)
+    assert ledger.p_value(draws, contrast(expect="equal", margin=1)) == pytest.approx(2 * 90 / 200)
+
+
+def family(*ps, level="P"):
+    claim = ledger.Claim(**CLAIM)
+    return [ledger.Verdict(claim=claim, level=level, verdict="supported" if p else "not run", p=p) for p in ps]
+
+
+def test_holm_runs_over_what_was_judged_at_one_level():
+    results = ledger.corrected([*family(0.01, None, 0.04, 0.03), *family(0.04, level="R")])
+    assert [v.p_holm for v in results] == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06), 0.04]
+    words = ["supported", "not run", "inconclusive", "inconclusive", "supported"]
+    assert [v.corrected for v in results] == words
+    assert [v.verdict for v in results] == ["supported", "not run", *["supported"] * 3]
+
+
+def test_holm_takes_a_verdict_back_and_never_makes_one():
+    undecided = ledger.Verdict(claim=ledger.Claim(**CLAIM), level="P", verdict="inconclusive", p=0.2, p_holm=0.01)
+    assert undecided.corrected == "inconclusive"
+    few = ledger.verdicts([ledger.Claim(**CLAIM)], two_arms(0.3, n=5))[0]
+    assert few.p is None and few.p_holm is None and few.corrected == "inconclusive"
+
+
+def test_more_claims_make_the_same_evidence_weaker():
+    claims = [ledger.Claim(**CLAIM)] + [
+        ledger.Claim(**CLAIM | {"id": f"x-{i}", "contrast": CLAIM["contrast"] | {"margin": 0.006}}) for i in range(9)
+    ]
+    records = two_arms(0.013, noise=0.02, n=40)
+    alone, together = ledger.verdicts(claims[:1], records)[0], ledger.verdicts(claims, records)[0]
+    assert alone.p == together.p == alone.p_holm < together.p_holm
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"kind": "rumour"}, "kind is 'rumour', and must be one of 'number'"),
+        ({"statement": 3}, "statement is 3, and must be of the kind str"),
+        ({"levels": ["P", "Q"]}, "levels is 'Q'"),
+        ({"colour": "red"}, "colour"),
+        ({"kind": "audit"}, "an audit, and nothing else, needs a topic"),
+        ({"contrast": CLAIM["contrast"] | {"a": {"arm": "a"}}}, "test"),
+        ({"contrast": CLAIM["contrast"] | {"margin": "much"}}, "margin is 'much'"),
+    ],
+)
+def test_what_is_wrong_in_a_row_is_said(tmp_path, change, said):
+    path = tmp_path / "claims.yml"
+    path.write_text(json.dumps([CLAIM | change]))
+    with pytest.raises(ValueError, match=f"row x-1 is not a valid claim: .*{said}"):
+        ledger.load_claims(path)

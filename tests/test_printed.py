@@ -1,0 +1,232 @@
+"""What a page prints and what its records say cannot part without `python -m lib.ledger verify` saying where."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from lib import chapter, ledger, printed
+from lib.statistics import shown
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDES = {"a": {"arm": "new", "test": "t"}, "b": {"arm": "old", "test": "t"}}
+CLAIMS = [
+    {"id": "tiny-gain", "paper": "tiny", "kind": "mechanism", "statement": "New beats old.", "source": "Table 1",
+     "paper_value": "+.12 Dice", "contrast": {"metric": "dsc", **SIDES, "expect": "more"}},
+    {"id": "tiny-dice", "paper": "tiny", "kind": "number", "statement": "The Dice is .81.", "source": "abstract",
+     "contrast": {"metric": "dsc", "a": SIDES["a"], "value": 0.81, "expect": "equal", "margin": 0.01}, "levels": ["F"]},
+]  # fmt: skip
+CELLS = """chapter.glue("dice", ledger.effect(table, "dsc", ("new", "t")))
+chapter.glue("gain", ledger.effect(table, "dsc", ("new", "t"), ("old", "t")) if both else "not run", 3)
+chapter.glue("n_supported", str(sum(v.verdict == "supported" for v in results)))
+chapter.glue("flops", f"{cost:.2f}")
+easy = table[(table["dsc"] > 0.6) & table["dataset"].isin(["d"])].copy()
+chapter.glue("easy", ledger.effect(easy, "dsc", ("new", "t")))
+chapter.glue("own", ledger.effect(easy[easy["mine"]], "dsc", ("new", "t")))
+"""
+
+
+def write_record(folder, key, arm, seed, dsc, datasets=("d",)):
+    cases = pd.concat(
+        [
+            pd.DataFrame(
+                {"test": "t", "dataset": name, "case_id": [f"c{i}" for i in range(len(dsc))],
+                 "patient_id": [f"p{i}" for i in range(len(dsc))], "threshold": 0.5, "dsc": dsc, "worded": True}
+            )
+            for name in datasets
+        ]
+    )  # fmt: skip
+    (folder / key).mkdir(parents=True)
+    cases.to_csv(folder / key / "cases.csv", index=False)
+    (folder / key / "log.csv").write_text("step\n1\n")
+    prompts = {"perturbation": "none"}
+    settings = {
+        "model": "unet",
+        "loss": "dice",
+        "seed": seed,
+        "train": ["d"],
+        "prompts": prompts,
+        "tests": [{"name": "t", "dataset": name, "prompts": prompts} for name in datasets],
+    }
+    known = {name: {"level": "P"} for name in datasets}
+    meta = {"fit_key": key, "levels": dict.fromkeys(datasets, "P"), "datasets": known, "commit": "0" * 40}
+    meta |= {"dirty": False, "device": "cpu", "seconds": 1.0, "peak_memory_mb": 1.0}
+    record = {"key": key, "arm": arm, "experiment": settings, "meta": meta}
+    (folder / key / "record.json").write_text(json.dumps(record))
+
+
+def glued(name, text):
+    kind = "application/papermill.record/"
+    note = {"scrapbook": {"name": name, "mime_prefix": kind}}
+    return {"output_type": "display_data", "data": {f"{kind}text/plain": text}, "metadata": note}
+
+
+def displayed(strip):
+    data, metadata = strip._repr_mimebundle_()
+    return {"output_type": "display_data", "data": data, "metadata": metadata}
+
+
+def cell(source, *outputs):
+    return {"cell_type": "code", "source": source, "metadata": {}, "outputs": list(outputs), "execution_count": 1}
+
+
+def write_book(folder, summary="The paper says .81; here it is {glue:text}`dice`.", rename=None):
+    """A book with one published page, printed by the chapters' own functions from the records beside it."""
+    book = folder / "book"
+    records = book / "published/records"
+    scores = np.random.default_rng(0).uniform(0.5, 0.7, 20)
+    for seed in range(2):
+        write_record(records, f"old{seed}", "old", seed, scores)
+        write_record(records, f"new{seed}", "new", seed, scores + 0.1 + 0.01 * seed, ("d", "elsewhere"))
+    rows = yaml.safe_dump(CLAIMS).replace("arm: old", f"arm: {rename or 'old'}")
+    (book / "claims.yml").write_text(rows)
+    (book / "audit.yml").write_text("")
+    loaded = [printed.load_record(path) for path in sorted(records.iterdir())]
+    if rename:
+        loaded = [SimpleNamespace(**vars(r) | {"arm": r.arm.replace("old", rename)}) for r in loaded]
+    results = ledger.verdicts(ledger.load_claims(book / "claims.yml"), loaded)
+    table = ledger.inside(ledger.collect(loaded), {"d"})
+    new, old = ("new", "t"), (rename or "old", "t")
+    outputs = [
+        glued("dice", shown(ledger.effect(table, "dsc", new), 2)),
+        glued("gain", shown(ledger.effect(table, "dsc", new, old), 3)),
+        glued("n_supported", "1"),
+        glued("flops", "0.01"),
+        glued("easy", shown(ledger.effect(table[table["dsc"] > 0.6], "dsc", new), 2)),
+        glued("own", "0.33"),
+    ]
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": f"# Tiny: a page\n\n## 1. In one minute\n\n{summary}"},
+        {"cell_type": "markdown", "metadata": {}, "source": "## 2. The idea\n\nA width of 0.37 is ours."},
+        cell(CELLS.replace('"old"', f'"{rename or "old"}"'), *outputs),
+        cell("display(...)", displayed(chapter.verdict_table(results)), displayed(chapter.provenance(loaded, "make"))),
+    ]
+    notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (book / "published/tiny.ipynb").write_text(json.dumps(notebook))
+    return book
+
+
+@pytest.fixture
+def book(tmp_path):
+    return write_book(tmp_path)
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def said(book):
+    return [str(one) for one in printed.verify(book).disagreements]
+
+
+def test_a_page_that_its_records_made_agrees(book):
+    report = printed.verify(book)
+    assert report.disagreements == []
+    assert (report.pages, report.records, report.verdicts, report.numbers, report.unchecked) == (1, 4, 2, 4, 2)
+
+
+def test_an_edited_record_is_named_with_page_claim_and_records(book, capsys):
+    edit(book / "published/records/new0/cases.csv", "0.5,0.", "0.5,0.0")
+    lines = said(book)
+    assert any(line.startswith("tiny: claim tiny-gain at level P, effect: printed '0.1") for line in lines)
+    assert any("the number 'dice' in the prose" in line and "new0, new1" in line for line in lines)
+    assert printed.main(["verify", "--book", str(book)]) == 1
+    assert "DISAGREES tiny: claim tiny-gain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "old, new, what",
+    [
+        ("</span>", "", None),
+        ("\\u25cf</b> supported", "\\u25cf</b> inconclusive", "claim tiny-gain at level P, verdict"),
+        ("20 patients", "40 patients", "claim tiny-gain at level P, amount"),
+        ("after Holm: supported", "after Holm: inconclusive", "claim tiny-gain at level P, after Holm"),
+        ('text/plain": "0.7', 'text/plain": "0.8', "the number 'dice' in the prose"),
+        ('text/plain": "1"', 'text/plain": "2"', "the number 'n_supported' in the prose"),
+        ("here it is", "here it is 0.74 or", "a typed number: printed '0.74'"),
+        ('"new0"', '"new9"', "a run record: printed 'new9', found 'no record of this key'"),
+    ],
+)
+def test_an_edited_page_is_caught(book, old, new, what):
+    edit(book / "published/tiny.ipynb", old, new)
+    lines = said(book)
+    assert any(what in line for line in lines) if what else lines == []
+
+
+def test_a_claim_changed_added_or_dropped_asks_for_a_new_page(book):
+    rows = [CLAIMS[0] | {"id": "tiny-new"}, CLAIMS[1]]
+    (book / "claims.yml").write_text(yaml.safe_dump(rows))
+    lines = said(book)
+    assert any("tiny-new at level P: printed 'nothing', found 'supported; publish the page again'" in x for x in lines)
+    assert any("tiny-gain at level P: printed 'supported', found 'no such claim" in line for line in lines)
+    changed = CLAIMS[0]["contrast"] | {"margin": 0.5}
+    (book / "claims.yml").write_text(yaml.safe_dump([CLAIMS[0] | {"contrast": changed}, CLAIMS[1]]))
+    assert any("verdict: printed 'supported', found 'not supported'" in line for line in said(book))
+
+
+def test_a_damaged_record_is_no_traceback(book):
+    (book / "published/records/old1/cases.csv").write_text("")
+    assert any("a run record: printed 'old1', found 'Run record" in line for line in said(book))
+
+
+def test_a_run_may_have_another_name_on_its_page(tmp_path):
+    assert said(write_book(tmp_path, rename="before")) == []
+
+
+def test_a_dataset_that_no_arm_learned_from_does_not_judge(book):
+    records = [printed.load_record(path) for path in sorted((book / "published/records").iterdir())]
+    results = ledger.verdicts(ledger.load_claims(book / "claims.yml"), records)
+    assert results[0].dataset == "d" and results[0].n_cases == 20
+    table = ledger.collect(records)
+    assert set(ledger.inside(table, {"other"})["dataset"]) == {"d", "elsewhere"}  # a test on unseen data alone stays
+
+
+def test_only_results_must_not_be_typed():
+    claims = {"claims.yml": [ledger.Claim(**row) for row in CLAIMS]}
+    fine = "It says .81 or 0.810, `x = 0.3`, [a](b/2602.1.html) arXiv 2602.14498v1, 1.5 mm, 2 h, version 1.2.3, .12."
+    assert printed.typed_numbers("p", fine, claims) == []
+    assert [one.printed for one in printed.typed_numbers("p", "It reaches .82 and 0.9.", claims)] == ["0.82", "0.9"]
+
+
+ALONE = """
+import importlib.abc, sys
+allowed = {"numpy", "pandas", "yaml", "_yaml", "dateutil", "pytz", "six", "tzdata", "lib", *sys.stdlib_module_names}
+class Bare(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed and not name.startswith("_"):
+            raise ModuleNotFoundError(f"no {name} here", name=name)
+sys.meta_path.insert(0, Bare())
+from lib.printed import main
+sys.exit(main(["verify", "--book", sys.argv[1]]))
+"""
+
+
+def test_verify_needs_numpy_and_pandas_only(book):
+    done = subprocess.run([sys.executable, "-c", ALONE, str(book)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "2 verdicts and 4 numbers" in done.stdout
+
+
+def test_a_page_of_the_book_is_caught_when_its_record_is_edited(tmp_path):
+    """The smallest real page: the same check as above, on what is committed."""
+    page = min((ROOT / "book/published").glob("*.ipynb"), key=lambda path: len(printed.read_page(path).keys))
+    book = tmp_path / "book"
+    keys = printed.read_page(page).keys
+    for key in keys:
+        shutil.copytree(ROOT / "book/published/records" / key, book / "published/records" / key)
+    for path in (page, *(ROOT / "book" / file for file in printed.FILES)):
+        shutil.copy(path, book / path.relative_to(ROOT / "book"))
+    assert said(book) == []
+    path = book / "published/records" / keys[0] / "cases.csv"
+    cases = pd.read_csv(path)
+    cases["dsc"] = 1 - cases["dsc"]
+    cases.to_csv(path, index=False)
+    assert said(book)
