@@ -26,7 +26,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import evidence
 import yaml
+
+from lib.printed import record_keys
 
 PROFILES = ("smoke", "quick", "gpu", "paper")
 PAPERS = ("nullbus", "uavls", "duplus", "medclip_samv2", "malenia")
@@ -360,13 +363,13 @@ def publish(paths: Paths, chapter: str, name: str, profile: str, given: Mapping[
     if name != chapter:
         words = title or ", ".join(f"{key} {value}" for key, value in given.items())
         _retitle(notebook, f" — {words}" if words else "")
-    for key in strip_keys(notebook, "weights"):
+    for key in record_keys(notebook, "weights"):
         for suffix in (".safetensors", ".json"):
             source, target = (folder.parent / "weights" / f"{key}{suffix}" for folder in paths.records)
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-    keys = strip_keys(notebook, "records")
+    keys = record_keys(notebook, "records")
     for key in keys:
         source, target = paths.records[0] / key, paths.records[1] / key
         absent = [file for file in RECORD_FILES if not (source / file).exists() and not (target / file).exists()]
@@ -381,15 +384,6 @@ def publish(paths: Paths, chapter: str, name: str, profile: str, given: Mapping[
     paths.published.mkdir(parents=True, exist_ok=True)
     write_notebook(notebook, paths.published / f"{name}.ipynb")
     say(f"published book/published/{name}.ipynb with {len(keys)} run records")
-
-
-def strip_keys(notebook: Notebook, what: str) -> list[str]:
-    """List the keys of the run "records" or "weights" that a notebook's provenance strips name."""
-    keys: dict[str, None] = {}
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", ()):
-            keys.update(dict.fromkeys(output.get("metadata", {}).get("prompt_to_mask", {}).get(what, ())))
-    return list(keys)
 
 
 def _retitle(notebook: Notebook, suffix: str) -> None:
@@ -431,16 +425,44 @@ def stage(paths: Paths, pages: Mapping[str, Path]) -> None:
         if name not in chapters(paths):
             _relabel(notebooks[name], name)
         write_notebook(notebooks[name], folder / f"{name}.ipynb")
-    toc = contents(paths, list(pages))
     for name in chapters(paths):
         if name not in pages:
             (folder / f"{name}.md").write_text(_not_run(paths, name), encoding="utf-8")
+    toc = contents(paths, list(pages), below={"ledger": write_evidence(paths, pages)})
     (paths.source / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     (paths.source / "what_was_run.md").write_text(what_was_run(paths, notebooks), encoding="utf-8")
 
 
-def contents(paths: Paths, pages: Sequence[str]) -> dict[str, Any]:
-    """Return book/_toc.yml with the published variants below their chapters."""
+def write_evidence(paths: Paths, pages: Mapping[str, Path]) -> list[str]:
+    """Write the pages of the evidence; returns those that go below the ledger.
+
+    Raises BuildError where a published page prints what its records do not say.
+    """
+    given = evidence.gather(
+        paths.book,
+        pages,
+        paths.records,
+        paths.data,
+        titles={name: _title(paths, name) for name in chapters(paths)},
+        datasets=_scripted(paths),
+        cache=paths.build / "evidence.json",
+    )
+    if wrong := given.disagreements:
+        raise BuildError(
+            f"a published page and its records disagree: {wrong[0]} ({len(wrong) - 1} more; "
+            "`python -m lib.ledger verify` lists them): publish the page again."
+        )
+    return evidence.write(paths.source, given)
+
+
+def _scripted(paths: Paths) -> list[str]:
+    """The datasets that have a script of their own; what they share has no command line."""
+    scripts = sorted((paths.root / "data_scripts").glob("*.py"))
+    return [path.stem for path in scripts if "\ndef main(" in path.read_text("utf-8") and path.stem != "phantoms"]
+
+
+def contents(paths: Paths, pages: Sequence[str], below: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """Return book/_toc.yml with the published variants below their chapters, and what is generated below a page."""
     toc = yaml.safe_load((paths.book / "_toc.yml").read_text(encoding="utf-8"))
     entries = [entry for part in toc["parts"] for entry in part["chapters"]]
     listed = [Path(entry["file"]).name for entry in entries if entry["file"].startswith("notebooks/")]
@@ -452,14 +474,20 @@ def contents(paths: Paths, pages: Sequence[str]) -> dict[str, Any]:
             raise BuildError(f"book/_toc.yml lists notebooks/{name}, and there is no notebooks/{name}.ipynb.")
     for entry in entries:
         chapter = Path(entry["file"]).name
-        below = [page for page in pages if page.startswith(f"{chapter}-") and page not in listed]
-        if entry["file"].startswith("notebooks/") and below:
-            entry["sections"] = [{"file": f"notebooks/{page}"} for page in below]
+        variants = [page for page in pages if page.startswith(f"{chapter}-") and page not in listed]
+        if entry["file"].startswith("notebooks/") and variants:
+            entry["sections"] = [{"file": f"notebooks/{page}"} for page in variants]
+        if generated := (below or {}).get(entry["file"]):
+            entry["sections"] = [{"file": page} for page in generated]
     return toc
 
 
+def _title(paths: Paths, name: str) -> str:
+    return (headings(prose(read_notebook(paths.notebooks / f"{name}.ipynb")), 1) or [name])[0]
+
+
 def _not_run(paths: Paths, name: str) -> str:
-    title = (headings(prose(read_notebook(paths.notebooks / f"{name}.ipynb")), 1) or [name])[0]
+    title = _title(paths, name)
     return f"# {title}\n\nThis chapter has not been run yet. To see it: `make book CHAPTERS={name}`.\n"
 
 
@@ -485,7 +513,7 @@ def what_was_run(paths: Paths, notebooks: Mapping[str, Notebook]) -> str:
     """Return the page that lists every run record behind the book."""
     used: dict[str, list[str]] = {}
     for page, notebook in notebooks.items():
-        for key in strip_keys(notebook, "records"):
+        for key in record_keys(notebook, "records"):
             used.setdefault(key, []).append(page)
     for path in paths.records[1].glob("*/record.json"):
         used.setdefault(path.parent.name, [])
