@@ -30,6 +30,7 @@ MODELS = {  # name -> "module:builder", imported when asked for
     "malenia": "lib.models.malenia:build",
     "lesion_or_rest": "lib.models.lesions:build_rest",
     "sam_slices": "lib.models.lesions:build_slices",
+    "entries": "lib.models.entries:build",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
