@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anywidget
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from lib import models
 from lib.data import Case, Dataset, ImageCache, load_dataset
+from lib.files import DataError
 from lib.text import CaptionBank
 
 ALL = 60  # answers to a case's prompts that are worth computing beforehand, and storing in a page
@@ -167,7 +168,7 @@ def explore(
     precompute: bool = False,
     captions: Path = Path("runs/captions"),
 ) -> PromptExplorer:
-    """Open the explorer on a model (or a weights file of this book) and the first `n` cases with text of a dataset.
+    """Open the explorer on a model (or a weights file of this book) and the first `n` outlined cases with text.
 
     `encoder`, `size`, `channels` and `tokens` are read from the weights file; a bare model needs the first two.
     Raises ValueError with a remedy.
@@ -184,7 +185,7 @@ def explore(
         raise ValueError("A bare model needs encoder= and size=: give those it was trained with.")
     if not isinstance(dataset, Dataset):
         dataset = load_dataset(dataset)
-    chosen = _choose(dataset.split(split), model.roles, n)
+    chosen = _choose(dataset.split(split), model.roles, n, lambda case: _outlined(case, channels))
     cache = ImageCache.load(chosen, size, channels, drop_empty=True, spacing=spacing)
     explorer = PromptExplorer(model, cache, CaptionBank(encoder, captions), title, tokens)
     if precompute:
@@ -192,7 +193,21 @@ def explore(
     return explorer
 
 
-def _choose(cases: Sequence[Case], roles: Sequence[str], n: int) -> list[Case]:
-    """Prefer cases that have text, so that there is something to change; keep their order."""
-    worded = [case for case in cases if any(case.prompts.get(role) for role in roles)]
-    return (worded + [case for case in cases if case not in worded])[:n]
+def _choose(cases: Sequence[Case], roles: Sequence[str], n: int, fitting: Callable[[Case], bool]) -> list[Case]:
+    """Take `n` fitting cases, first those that have text, so that there is something to change; keep their order."""
+
+    def wordless(case: Case) -> bool:
+        return not any(case.prompts.get(role) for role in roles)
+
+    return list(itertools.islice(filter(fitting, sorted(cases, key=wordless)), n))
+
+
+def _outlined(case: Case, channels: int) -> bool:
+    """Whether there is anything to outline; a structure that a volume lacks may have text all the same."""
+    try:
+        ImageCache.load([case], 8, channels, drop_empty=True)
+    except DataError as error:
+        if "no case to load" not in str(error):
+            raise
+        return False
+    return True

@@ -136,3 +136,5 @@ def test_of_a_volume_three_slices_are_shown_and_a_target_costs_no_second_pass(tm
     assert "without its modality" in explorer.ask(0, own | {"attribute.modality": None})["error"]
     monkeypatch.setattr(explorer._model, "encode_image", lambda image, prompts: pytest.fail("encoded again"))
     explorer.probability(0, own | {"target": "the other ball"})
+    shown = explore(tmp_path / "m.safetensors", dataset, n=8, captions=tmp_path / "captions").cases
+    assert len(shown) == 8  # the structure that the third volume lacks has text, and is passed over
