@@ -46,6 +46,16 @@ ROOMS = (
     "Beyond the paper",
     "Run it yourself",
 )
+CROSSINGS = ("entries", "missing", "losses", "uncertainty", "leakage", "cost", "ranking")
+CROSSING_ROOMS = (
+    "In one minute",
+    "The question",
+    "The ground",
+    "What we found",
+    "What it means for the papers",
+    "What this cannot say",
+    "Run it yourself",
+)
 # What the chapters run on by default.
 PHANTOMS = ("bus", "cxr", "brain", "torso_ct", "torso_mr", "torso_pet", "prognosis")
 PHANTOMS += ("lesions_ct", "lesions_mr", "lesions_varied")
@@ -181,11 +191,12 @@ def _nearest(given: str, names: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def missing_rooms(notebook: Path) -> list[str]:
-    """List the rooms of the design that a paper's chapter lacks or has out of order."""
+    """List the rooms of the design that a chapter, of a paper or across papers, lacks or has out of order."""
+    rooms = CROSSING_ROOMS if notebook.stem in CROSSINGS else ROOMS
     found = [re.sub(r"^\d+\.\s*", "", room) for room in headings(prose(read_notebook(notebook)), 2)]
-    order = [room for room in found if room in ROOMS]
-    absent = [room for room in ROOMS if room not in found]
-    return absent or [room for room, expected in zip(order, ROOMS, strict=False) if room != expected]
+    order = [room for room in found if room in rooms]
+    absent = [room for room in rooms if room not in found]
+    return absent or [room for room, expected in zip(order, rooms, strict=False) if room != expected]
 
 
 # --- execution --------------------------------------------------------------------------------------------------

@@ -230,7 +230,8 @@ class Box(nn.Module):
         like = torch.einsum("bnc,bc->bn", flat, F.normalize(self.text(text.vector), dim=1)) / self.log_tau.exp()
         share, where = like.softmax(1), _places(deep.shape[2:], deep)[:, 3 - (deep.ndim - 2) :]  # [N, axes]
         middle = share @ where
-        spread = (share @ where.square() - middle.square()).clamp_min(1e-4).sqrt()
+        own = deep.new_tensor(deep.shape[2:]).square().reciprocal() / 3  # a voxel's spread about its middle, squared
+        spread = ((share @ where.square() - middle.square()).clamp_min(0) + own).sqrt()
         return torch.stack([middle, 2 * spread], 2)
 
 
