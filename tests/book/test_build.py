@@ -49,7 +49,8 @@ def write_book(folder, chapters=None):
     for name, cells in chapters.items():
         write_notebook(paths, name, cells)
         parts.append({"caption": name, "chapters": [{"file": f"notebooks/{name}"}]})
-    pages = {"caption": "Prose", "chapters": [{"file": page} for page in ("method", "what_was_run", "references")]}
+    prose = ("method", "ledger", "audit", "stale", "not_run", "what_was_run", "references")
+    pages = {"caption": "Prose", "chapters": [{"file": page} for page in prose]}
     (paths.book / "_toc.yml").write_text(
         yaml.safe_dump({"format": "jb-book", "root": "index", "parts": [*parts, pages]})
     )
