@@ -1,10 +1,12 @@
 """Run records read back: what a run leaves on disk, without anything of what made it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "book/published"
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,15 @@ def load_record(folder: Path) -> Record:
         return Record(cases=cases, log=log, folder=folder, weights=weights if weights.is_file() else None, **stored)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"Run record {folder} is damaged ({error}): delete that folder and run again.") from error
+
+
+def published_records(page: str, folder: Path = PUBLISHED) -> list[Record]:
+    """Read the records that a published page shows, its arms named as there; none where the page is not published."""
+    from lib.printed import read_page  # judges records, so it imports this module
+
+    path = Path(folder) / f"{page}.ipynb"
+    if not path.is_file():
+        return []
+    shown = read_page(path)
+    records = [load_record(Path(folder) / "records" / key) for key in shown.keys]
+    return [replace(record, arm=arm) for record in records for arm in shown.arms.get(record.key, [record.arm])]

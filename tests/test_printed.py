@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lib import chapter, ledger, printed
+from lib.records import published_records
 from lib.statistics import shown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,3 +231,15 @@ def test_a_page_of_the_book_is_caught_when_its_record_is_edited(tmp_path):
     cases["dsc"] = 1 - cases["dsc"]
     cases.to_csv(path, index=False)
     assert said(book)
+
+
+def test_published_records_have_the_names_of_their_page(tmp_path):
+    published = write_book(tmp_path, rename="none of it") / "published"
+    found = published_records("tiny", published)
+    assert sorted((record.arm, record.experiment["seed"]) for record in found) == [
+        ("new", 0),
+        ("new", 1),
+        ("none of it", 0),
+        ("none of it", 1),
+    ]
+    assert published_records("not there", published) == []
