@@ -71,15 +71,21 @@ def as_volume(x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
     return call(x) if x.ndim == 5 else call(x[:, :, None])[:, :, 0]
 
 
+def _pointwise(dims: int, inputs: int, outputs: int) -> nn.Module:
+    return (nn.Conv2d if dims == 2 else nn.Conv3d)(inputs, outputs, 1)
+
+
 class Unread(nn.Module):
     """Two pointwise layers with a residual that read no text: the control with equal parameters."""
 
     def __init__(self, config: EntriesConfig, channels: int, hidden: int):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.net = nn.Sequential(
+            _pointwise(config.dims, channels, hidden), nn.ReLU(), _pointwise(config.dims, hidden, channels)
+        )
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
-        return x + self.net(x.movedim(1, -1)).movedim(-1, 1)
+        return x + self.net(x)
 
 
 class Tcm(nn.Module):
@@ -139,11 +145,12 @@ class Boxed(nn.Module):
 
     def __init__(self, config: EntriesConfig, channels: int, hidden: int):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.net = nn.Sequential(
+            _pointwise(config.dims, 1, hidden), nn.ReLU(), _pointwise(config.dims, hidden, channels)
+        )
 
     def forward(self, x: Tensor, box: Tensor) -> Tensor:
-        inside = drawn_box(box, x.shape[2:])
-        return x + self.net(inside[..., None]).movedim(-1, 1)
+        return x + self.net(drawn_box(box, x.shape[2:])[:, None])
 
 
 def _places(size: tuple[int, ...], like: Tensor) -> Tensor:
@@ -250,10 +257,6 @@ CHANGING = {"none": Unread, "tcm": Tcm, "film": Film, "gate": Gated, "attention"
 DRAWING = {"head": Written, "tokens": Chosen}
 
 
-def _pointwise(dims: int, inputs: int, outputs: int) -> nn.Module:
-    return (nn.Conv2d if dims == 2 else nn.Conv3d)(inputs, outputs, 1)
-
-
 # ---- the model ------------------------------------------------------------------------------------------
 
 
@@ -321,6 +324,8 @@ class Entries(nn.Module):
         x = (x - x.mean(tuple(range(2, x.ndim)), keepdim=True)) / 0.25  # as dark and light as the others
         margins = [margin for side in reversed(image.shape[2:]) for margin in (0, -side % step)]
         x, maps = F.pad(x, margins, mode="replicate"), []
+        if dims == 3:
+            x = x.contiguous(memory_format=torch.channels_last_3d)  # a step takes a quarter less on a CPU
         for down in self.downs:
             x = down(x)
             maps.append(x)
