@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lib.models.entries import ENTRIES
 from lib.runs import Experiment, Test, dataset
 from lib.text import PromptPolicy
 from lib.training import Budget
@@ -171,3 +172,18 @@ def arm(
         seed=seed,
         budget=Budget(steps=steps, batch=scale.batch, lr=scale.lr, validate_every=max(2, steps // 5)),
     )
+
+
+def methods(on: Ground, scale: Scale, seed: int, *, text_dim: int = 384, **given) -> list[Experiment]:
+    """Make an arm for every way in and, on images, for the networks of NullBUS and UA-VLS and an image-only U-Net.
+
+    `given` is passed on to `arm`; all get the ground's one prompt, NullBUS with its other role absent.
+    """
+    arms = [arm(entry, on, scale, seed, entry=entry, text_dim=text_dim, **given) for entry in ENTRIES]
+    if on.dims == 2:
+        own = {"size": scale.net, "text_dim": text_dim}
+        other = next(role for role in ("global", "local") if role not in on.roles)
+        arms.append(arm("nullbus", on, scale, seed, model="nullbus", roles=(other, *on.roles), **own, **given))
+        arms.append(arm("uavls", on, scale, seed, model="uavls", roles=on.roles, tokens=True, **own, **given))
+        arms.append(arm("unet", on, scale, seed, model="unet", size=scale.net, **given))
+    return arms

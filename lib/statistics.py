@@ -320,3 +320,30 @@ def resolvable_gap(sd_difference: float, n: int, power: float = 0.8) -> float:
     from scipy import stats
 
     return float((stats.norm.ppf(_tails()[1]) + stats.norm.ppf(power)) * sd_difference / np.sqrt(n))
+
+
+def cases_needed(sd_difference: float, gap: float, power: float = 0.8) -> float:
+    """Number of cases that show a true paired difference at two-sided 5 % with this power: resolvable_gap backwards.
+
+    Infinite where there is no difference to show.
+    """
+    return float((resolvable_gap(sd_difference, 1, power) / abs(gap)) ** 2) if gap else float("inf")
+
+
+def right_winner(
+    a: np.ndarray, b: np.ndarray, patients: Sequence, sizes: Sequence[int], n: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """How often the better of two models has the higher mean on a test set of so many patients, drawn with replacement.
+
+    a, b: [cases] or [seeds, cases], of which the mean over seeds counts; columns: size, share (ties count half).
+    """
+    difference = np.atleast_2d(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean(0)
+    names, patient = np.unique([str(p) for p in patients], return_inverse=True)
+    sums, counts = np.bincount(patient, difference), np.bincount(patient)
+    sign = np.sign(difference.mean()) or 1.0
+    generator, rows = np.random.default_rng(seed), []
+    for size in sizes:
+        drawn = generator.integers(len(names), size=(n, size))
+        means = sign * sums[drawn].sum(1) / counts[drawn].sum(1)
+        rows.append({"size": int(size), "share": float((means > 0).mean() + 0.5 * (means == 0).mean())})
+    return pd.DataFrame(rows)

@@ -22,6 +22,14 @@ def test_arms_differ_in_what_they_name_alone():
     assert all(dict(a.config)["roles"] == ("local",) for a in arms)
 
 
+def test_images_are_also_given_to_the_papers_networks():
+    flat, deep = (comparison.methods(GROUNDS[name], TINY, 0) for name in ("phantom_bus", "phantom_torso_ct"))
+    assert [a.arm for a in flat] == [*ENTRIES, "nullbus", "uavls", "unet"] and [a.arm for a in deep] == [*ENTRIES]
+    assert flat[0] == arm("none", GROUNDS["phantom_bus"], TINY, 0, entry="none", text_dim=384)
+    assert dict(flat[-3].config)["roles"] == ("global", "local") and flat[-2].tokens and not flat[-1].tokens
+    assert len({(a.train, a.prompts, a.loss, a.budget) for a in flat}) == 1
+
+
 def test_looks_are_known_perturbations_or_texts_that_somebody_wrote():
     assert {name for name in WORDINGS} <= set(PERTURBATIONS)
     for on in GROUNDS.values():

@@ -257,3 +257,23 @@ def test_sides_of_different_cases_share_the_draws_of_their_patients():
 def test_sides_with_other_seeds_are_refused():
     with pytest.raises(ValueError, match="2 and 1 seeds"):
         statistics.separate_bootstrap(np.ones((2, 3)), np.ones((1, 3)), "abc", "abc")
+
+
+@pytest.mark.parametrize("power", [0.5, 0.8, 0.95])
+def test_cases_needed_and_the_gap_that_they_resolve_are_inverse(power):
+    for n in (7, 100, 2113):
+        gap = statistics.resolvable_gap(0.3, n, power)
+        assert statistics.cases_needed(0.3, gap, power) == pytest.approx(n)
+        assert statistics.cases_needed(0.3, -gap, power) == pytest.approx(n)
+    assert statistics.cases_needed(0.3, 0.0) == float("inf")
+
+
+def test_more_patients_find_the_right_winner_more_often():
+    rng = np.random.default_rng(0)
+    b = rng.uniform(0.3, 0.9, 400)
+    a = b + rng.normal(0.02, 0.1, 400)
+    found = statistics.right_winner(a, b, range(400), (1, 25, 400))
+    swapped = statistics.right_winner(b, a, range(400), (1, 25, 400))
+    assert found["share"].is_monotonic_increasing and found["share"].iloc[-1] > 0.95
+    np.testing.assert_allclose(found["share"], swapped["share"])  # the better one is the better one from both sides
+    assert statistics.right_winner(b, b, range(400), (5,))["share"].item() == 0.5
