@@ -76,13 +76,15 @@ def _pointwise(dims: int, inputs: int, outputs: int) -> nn.Module:
 
 
 class Unread(nn.Module):
-    """Two pointwise layers with a residual that read no text: the control with equal parameters."""
+    """Two pointwise layers with a residual, from the identity, that read no text: the control with equal parameters."""
 
     def __init__(self, config: EntriesConfig, channels: int, hidden: int):
         super().__init__()
         self.net = nn.Sequential(
             _pointwise(config.dims, channels, hidden), nn.ReLU(), _pointwise(config.dims, hidden, channels)
         )
+        nn.init.zeros_(self.net[2].weight)  # so wide a block at a random start can keep the network from learning
+        nn.init.zeros_(self.net[2].bias)
 
     def forward(self, x: Tensor, text: Text) -> Tensor:
         return x + self.net(x)
