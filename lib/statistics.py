@@ -163,6 +163,29 @@ def separate_bootstrap(
     return Interval(mean, float(low), float(high), *counts, method, drawn)
 
 
+def ratio_bootstrap(
+    part: np.ndarray, whole: np.ndarray, patients: Sequence, n: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Mean of `part` over mean of `whole`, both [cases] or [seeds, cases], with the same draws for both.
+
+    All NaN where the interval of `whole` is not wholly above 0: what may be nothing has no shares.
+    """
+    part, whole = (np.atleast_2d(np.asarray(side, np.float64)) for side in (part, whole))
+    if part.shape != whole.shape:
+        raise ValueError(f"Part and whole have shapes {part.shape} and {whole.shape}: give both the same cases.")
+    below = interval(whole, patients, n, seed)
+    counts = below.n_cases, below.n_patients, below.n_seeds
+    method = f"ratio of means, {below.method}"
+    if below.low <= 0:
+        return Interval(float("nan"), float("nan"), float("nan"), *counts, method)
+    draws = bootstrap_means(part[None], patients, n, seed)[:, 0]
+    # In the few draws that leave no whole, the share has no bound on the side of the part's sign.
+    some = below.draws > 0
+    ratios = np.where(some, draws / np.where(some, below.draws, 1), np.copysign(np.inf, draws))
+    low, high = np.quantile(ratios, _tails(), method="nearest")
+    return Interval(float(part.mean() / whole.mean()), float(low), float(high), *counts, method, ratios)
+
+
 def paired_table(table: pd.DataFrame, metric: str, arm_a: str, arm_b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Line up two arms of a tidy per-case table: scores of a and b [seeds, cases], and patients [cases].
 

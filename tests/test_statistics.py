@@ -277,3 +277,22 @@ def test_more_patients_find_the_right_winner_more_often():
     assert found["share"].is_monotonic_increasing and found["share"].iloc[-1] > 0.95
     np.testing.assert_allclose(found["share"], swapped["share"])  # the better one is the better one from both sides
     assert statistics.right_winner(b, b, range(400), (5,))["share"].item() == 0.5
+
+
+def test_a_ratio_shares_its_draws(rng):
+    whole = rng.normal(0.4, 0.2, (3, 80))
+    names = [f"p{i}" for i in range(80)]
+    found = statistics.ratio_bootstrap(0.5 * whole, whole, names, n=1000)
+    # part and whole vary together, so that a constant share has no spread at all
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert (found.n_cases, found.n_patients, found.n_seeds) == (80, 80, 3)
+    apart = statistics.ratio_bootstrap(rng.normal(0.2, 0.2, (3, 80)), whole, names, n=1000)
+    assert apart.low < apart.mean < apart.high
+
+
+def test_what_may_be_nothing_has_no_shares(rng):
+    names = [f"p{i}" for i in range(40)]
+    nothing = rng.normal(0, 1, 40)
+    assert np.isnan(statistics.ratio_bootstrap(np.ones(40), nothing, names, n=1000).mean)
+    with pytest.raises(ValueError, match="give both the same cases"):
+        statistics.ratio_bootstrap(np.ones(3), np.ones(2), "abc")
