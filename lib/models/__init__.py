@@ -31,6 +31,7 @@ MODELS = {  # name -> "module:builder", imported when asked for
     "lesion_or_rest": "lib.models.lesions:build_rest",
     "sam_slices": "lib.models.lesions:build_slices",
     "entries": "lib.models.entries:build",
+    "ensemble": "lib.models.ensembles:build_ensemble",
 }
 FORMAT = "prompt-to-mask-1"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")

@@ -20,7 +20,17 @@ torch.set_num_threads(1)
 TEXT_DIM = 12
 STORED = Path(__file__).with_name("outputs.json")
 # Without stored outputs: one reads no embeddings, the other's masks jump, and the rest read volumes.
-APART = ("sam", "medclip_samv2", "duplus", "duplus_prognosis", "malenia", "lesion_or_rest", "sam_slices", "entries")
+APART = (
+    "sam",
+    "medclip_samv2",
+    "duplus",
+    "duplus_prognosis",
+    "malenia",
+    "lesion_or_rest",
+    "sam_slices",
+    "entries",
+    "ensemble",
+)
 BIOMEDCLIP = {  # the sizes of the folder that the fixture `biomedclip` writes
     "tower": "biomedclip",
     "pool": "token",
