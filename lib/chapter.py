@@ -215,3 +215,11 @@ def glue(name: str, value: "Interval | tuple[float, float, float] | float | int 
     from myst_nb import glue as paste  # only the book's extras have it
 
     paste(name, _Text(shown(value, digits)), display=False)
+
+
+def say(name: str, text: str) -> None:
+    """Give a computed sentence to the prose, where {glue:md}`name` prints it as the Markdown that it is."""
+    from IPython.display import Markdown
+    from myst_nb import glue as paste
+
+    paste(name, Markdown(text), display=False)

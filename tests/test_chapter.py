@@ -135,6 +135,13 @@ def test_glue_pastes_a_number_with_its_interval_and_no_quotes(value, text, monke
     assert pasted == {"it": text}
 
 
+def test_a_sentence_is_pasted_as_markdown(monkeypatch):
+    pasted = {}
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: pasted.update({name: value}))
+    chapter.say("it", "On **bus** `film` leads.")
+    assert pasted["it"].data == "On **bus** `film` leads."
+
+
 def test_verdict_table_shows_effect_level_and_verdict():
     side = {"arm": "a", "test": "t"}
     contrast = {"metric": "dsc", "a": side, "value": 0, "expect": "more"}
