@@ -6,7 +6,7 @@ the mean over the drawn cases and seeds. Two or three seeds understate the sprea
 Draws depend on `seed` alone and the sums are exact, so results repeat bit for bit whatever the thread count.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -305,6 +305,92 @@ def ranking_stability(
         probability=pd.DataFrame(probability[best], index=[names[i] for i in best], columns=models + 1),
         tau=Interval(float(tau.mean()), float(low), float(high), cases, len(np.unique(patients)), seeds, method),
     )
+
+
+# --- Which cases to keep, and which to send to a reader
+
+
+def selective_risk(
+    risk: np.ndarray,
+    doubt: np.ndarray,
+    patients: Sequence,
+    kept: Sequence[float] = (0.8,),
+    n: int = RESAMPLES // 5,
+    seed: int = 0,
+) -> np.ndarray:
+    """Mean risk of the surest cases: a column for each share in `kept`, then the mean over all coverages (AURC).
+
+    risk and doubt: [seeds, cases]; the result is [1 + n, shares + 1], the data themselves first and then resamples of
+    patients and seeds. The draws depend on patients and `seed` alone, so results of several doubts may be subtracted.
+    Cases of equal doubt count as kept in part, as if they were sent in random order; in the AURC they share the risk
+    at the end of their step. Source: Geifman & El-Yaniv 2017 (arXiv 1705.08500), with cases in place of pixels.
+    """
+    risk, doubt = (np.atleast_2d(np.asarray(x, np.float64)) for x in (risk, doubt))
+    if risk.shape != doubt.shape:
+        raise ValueError(f"Risks of shape {risk.shape} and doubts of {doubt.shape} do not match: give one of each.")
+    _check(risk, patients)
+    _check(doubt, patients)
+    if not all(0 < share <= 1 for share in kept):
+        raise ValueError(f"The shares kept are {', '.join(map(str, kept))}: give shares above 0 and up to 1.")
+    orders = [np.argsort(own, kind="stable") for own in doubt]
+    steps = [np.flatnonzero(np.r_[True, np.diff(own[order]) > 0]) for own, order in zip(doubt, orders, strict=True)]
+
+    def of_seed(weights: np.ndarray, s: int) -> np.ndarray:
+        own = weights[:, orders[s]]
+        cases = np.add.reduceat(own, steps[s], axis=1)
+        lost = np.add.reduceat(own * risk[s, orders[s]], steps[s], axis=1)
+        reached, sums = cases.cumsum(1), lost.cumsum(1)
+        total, row = reached[:, -1], np.arange(len(own))
+        columns = []
+        for share in kept:
+            wanted = share * total
+            step = np.minimum((reached < wanted[:, None] * (1 - 1e-12)).sum(1), reached.shape[1] - 1)
+            inside = wanted - (reached - cases)[row, step]
+            columns.append(((sums - lost)[row, step] + inside * lost[row, step] / cases[row, step]) / wanted)
+        rate = np.divide(sums, reached, out=np.zeros_like(sums), where=reached > 0)
+        return np.column_stack([*columns, (cases * rate).sum(1) / total])
+
+    return _resampled(of_seed, patients, len(risk), n, seed)
+
+
+def separation(
+    high: np.ndarray, low: np.ndarray, patients: Sequence, n: int = RESAMPLES // 5, seed: int = 0
+) -> np.ndarray:
+    """How likely a score of `high` is above one of `low`, ties half: the AUROC of telling two states of cases apart.
+
+    high and low: [seeds, cases] of the same cases; the result is [1 + n], the data first and then resamples of patients
+    and seeds, drawn as in `selective_risk`.
+    """
+    high, low = (np.atleast_2d(np.asarray(x, np.float64)) for x in (high, low))
+    if high.shape != low.shape:
+        raise ValueError(f"Scores of shapes {high.shape} and {low.shape} do not match: give both states of each case.")
+    _check(high, patients)
+    _check(low, patients)
+
+    def of_seed(weights: np.ndarray, s: int) -> np.ndarray:
+        above = (high[s][:, None] > low[s]) + 0.5 * (high[s][:, None] == low[s])
+        return (((weights @ above) * weights).sum(1) / weights.sum(1) ** 2)[:, None]
+
+    return _resampled(of_seed, patients, len(high), n, seed)[:, 0]
+
+
+def _resampled(of_seed: Callable[[np.ndarray, int], np.ndarray], patients: Sequence, seeds: int, n: int, seed: int):
+    """Average a statistic of weighted cases over seeds, for the data and for n draws of patients and seeds."""
+    names, patient = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    rows = [np.mean([of_seed(np.ones((1, len(patient))), s) for s in range(seeds)], axis=0)]
+    chosen = np.concatenate(list(_drawn(seeds, n, seed, 1)))  # [n, seeds], as in bootstrap_means
+    done = 0
+    for drawn in _drawn(len(names), n, seed, 0):
+        weights, share = drawn[:, patient], chosen[done : done + len(drawn)] / seeds
+        rows.append(sum(share[:, s, None] * of_seed(weights, s) for s in range(seeds)))
+        done += len(drawn)
+    return np.concatenate(rows)
+
+
+def ends(rows: np.ndarray) -> tuple[float, float, float]:
+    """Value and 95 % interval of what stands first in `rows` [1 + n], with its resamples after it."""
+    low, high = np.nanquantile(rows[1:], _tails())
+    return float(rows[0]), float(low), float(high)
 
 
 # --- Published numbers

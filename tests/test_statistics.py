@@ -296,3 +296,66 @@ def test_what_may_be_nothing_has_no_shares(rng):
     assert np.isnan(statistics.ratio_bootstrap(np.ones(40), nothing, names, n=1000).mean)
     with pytest.raises(ValueError, match="give both the same cases"):
         statistics.ratio_bootstrap(np.ones(3), np.ones(2), "abc")
+
+
+# --- Which cases to keep
+
+
+def kept_by_hand(risk, doubt, share):
+    """Mean risk of the surest `share` of cases without ties."""
+    order = np.argsort(doubt)
+    return risk[order][: round(share * len(risk))].mean()
+
+
+def test_the_surest_cases_are_kept_and_the_area_is_their_mean(rng):
+    risk, doubt = rng.random((2, 3, 10))
+    found = statistics.selective_risk(risk, doubt, range(10), kept=(0.5, 0.8, 1.0), n=10)
+    for column, share in enumerate((0.5, 0.8, 1.0)):
+        by_hand = [kept_by_hand(*pair, share) for pair in zip(risk, doubt, strict=True)]
+        assert found[0, column] == pytest.approx(np.mean(by_hand))
+    area = [np.mean([kept_by_hand(*pair, k / 10) for k in range(1, 11)]) for pair in zip(risk, doubt, strict=True)]
+    assert found[0, -1] == pytest.approx(np.mean(area))
+
+
+def test_a_resample_is_what_repeated_cases_give(rng):
+    risk, doubt = rng.random((2, 1, 10))
+    found = statistics.selective_risk(risk, doubt, PATIENTS, kept=(0.7,), n=5)
+    names, where = np.unique(PATIENTS, return_inverse=True)
+    for row, drawn in zip(found[1:], next(iter(statistics._drawn(len(names), 5, 0, 0))), strict=True):
+        repeated = np.repeat(np.arange(10), drawn[where].astype(int))
+        alone = statistics.selective_risk(risk[:, repeated], doubt[:, repeated], repeated, kept=(0.7,), n=1)
+        np.testing.assert_allclose(row, alone[0])
+
+
+def test_a_doubt_that_says_nothing_keeps_the_mean_risk(rng):
+    risk = rng.random((2, 10))
+    found = statistics.selective_risk(risk, np.zeros((2, 10)), PATIENTS, kept=(0.3, 0.8), n=20)
+    np.testing.assert_allclose(found, found[:, [-1] * 3])
+    assert found[0, 0] == pytest.approx(risk.mean())
+    spread = statistics.interval(risk, PATIENTS, n=20)
+    np.testing.assert_allclose(found[1:, 0], spread.draws)  # drawn as every other interval
+
+
+def test_true_risk_is_the_best_doubt(rng):
+    risk, doubt = rng.random((2, 2, 10))
+    best, found = (statistics.selective_risk(risk, by, PATIENTS, kept=(0.5,), n=200) for by in (risk, doubt))
+    assert (best <= found + 1e-12).all()
+
+
+def test_separation_is_the_area_under_the_roc_curve(rng):
+    high, low = rng.normal(0.5, 1, (2, 10)), rng.normal(0, 1, (2, 10))
+    by_hand = [stats.mannwhitneyu(a, b).statistic / 100 for a, b in zip(high, low, strict=True)]
+    found = statistics.separation(high, low, PATIENTS, n=200)
+    assert found[0] == pytest.approx(np.mean(by_hand)) and len(found) == 201
+    mean, below, above = statistics.ends(found)
+    assert below < mean < above
+    np.testing.assert_allclose(statistics.separation(high, high, PATIENTS, n=3), 0.5)
+
+
+def test_doubts_that_do_not_fit_are_one_sentence():
+    with pytest.raises(ValueError, match="do not match"):
+        statistics.selective_risk(np.zeros((1, 3)), np.zeros((2, 3)), "abc")
+    with pytest.raises(ValueError, match="above 0 and up to 1"):
+        statistics.selective_risk(np.zeros(3), np.zeros(3), "abc", kept=(0.0,))
+    with pytest.raises(ValueError, match="both states"):
+        statistics.separation(np.zeros(3), np.zeros(2), "abc")
