@@ -1,5 +1,6 @@
 """Claims and audits of the papers -> contrasts on run records -> verdicts that nobody types by hand."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -10,7 +11,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from lib.statistics import Interval, bootstrap_means, holm, interval, paired_bootstrap, separate_bootstrap, shown
 from lib.survival import concordance, concordance_difference
@@ -168,10 +168,27 @@ class Verdict:
         return "\n".join(f"{n} {things if n != 1 else things[:-1]}" for n, things in counts) if self.n_cases else ""
 
 
+def copy_of(path: Path) -> Path:
+    """Where the same rows stand as JSON, for machines with numpy and pandas alone."""
+    return path.parent / "published" / f"{path.stem}.json"
+
+
+def _rows(path: Path) -> list[Any]:
+    if path.suffix == ".json":
+        return json.loads(path.read_text("utf-8"))
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        if not copy_of(path).is_file():
+            raise ValueError(f"{path}: install PyYAML to read it; {copy_of(path)}, its copy, is not there.") from None
+        return _rows(copy_of(path))
+    return yaml.safe_load(path.read_text("utf-8")) or []
+
+
 def load_claims(path: Path, paper: str | None = None) -> list[Claim]:
     """Read claims.yml or audit.yml, all rows or one paper's; raises ValueError naming the row that is wrong."""
     claims, seen = [], set()
-    for number, row in enumerate(yaml.safe_load(Path(path).read_text("utf-8")) or [], start=1):
+    for number, row in enumerate(_rows(Path(path)), start=1):
         name = row.get("id", f"number {number}") if isinstance(row, dict) else f"number {number}"
         try:
             claim = Claim(**row)

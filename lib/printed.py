@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from lib.ledger import Claim, Verdict, collect, effect, inside, load_claims, verdicts
+from lib.ledger import Claim, Verdict, collect, copy_of, effect, inside, load_claims, verdicts
 from lib.records import Record, load_record
 from lib.statistics import shown
 
@@ -318,12 +318,30 @@ def verify(book: Path = BOOK) -> Report:
     """Check every published page of a book, and its front page, against the committed records."""
     claims = {file: load_claims(book / file) for file in FILES}
     report = Report()
+    report.disagreements += [
+        Disagreement("published", copy.name, "other rows", f"those of {file}; run 'python -m lib.ledger copy'")
+        for file in FILES
+        if (copy := copy_of(book / file)).is_file() and load_claims(copy) != claims[file]
+    ]
     front = book / "index.md"
     if front.is_file():
         report.disagreements += typed_numbers("index", front.read_text(encoding="utf-8"), claims)
     for path in sorted((book / "published").glob("*.ipynb")):
         check(read_page(path), [book / "published/records"], claims, report)
     return report
+
+
+def write_copies(book: Path) -> int:
+    """Write the rows of claims.yml and audit.yml as JSON beside the published pages; returns the exit status."""
+    import yaml
+
+    for file in FILES:
+        load_claims(book / file)  # a copy of what cannot be read helps nobody
+        rows = yaml.safe_load((book / file).read_text(encoding="utf-8")) or []
+        text = json.dumps(rows, ensure_ascii=False, indent=1)
+        copy_of(book / file).write_text(f"{text}\n", encoding="utf-8")
+        print(f"{copy_of(book / file)}: {len(rows)} rows")
+    return 0
 
 
 def check(page: Page, folders: Sequence[Path], claims: Mapping[str, Sequence[Claim]], report: Report) -> dict:
@@ -341,9 +359,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.ledger", description="Check the book against its run records.")
     commands = parser.add_subparsers(dest="command", required=True)
     check_all = commands.add_parser("verify", help="recompute what the published pages print, from their records")
-    check_all.add_argument("--book", type=Path, default=BOOK, help="the folder with claims.yml and published/")
+    copy = commands.add_parser("copy", help="write claims.yml and audit.yml as JSON, for readers without PyYAML")
+    for command in (check_all, copy):
+        command.add_argument("--book", type=Path, default=BOOK, help="the folder with claims.yml and published/")
+    given = parser.parse_args(arguments)
     try:
-        report = verify(parser.parse_args(arguments).book)
+        if given.command == "copy":
+            return write_copies(given.book)
+        report = verify(given.book)
     except (OSError, ValueError) as error:
         print(f"ledger: {error}", file=sys.stderr)
         return 2

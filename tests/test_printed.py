@@ -200,10 +200,10 @@ def test_only_results_must_not_be_typed():
 
 ALONE = """
 import importlib.abc, sys
-allowed = {"numpy", "pandas", "yaml", "_yaml", "dateutil", "pytz", "six", "tzdata", "lib", *sys.stdlib_module_names}
+allowed = {"numpy", "pandas", "dateutil", "pytz", "six", "tzdata", "lib", *sys.stdlib_module_names}
 class Bare(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in allowed and not name.startswith("_"):
+        if name.partition(".")[0] not in allowed and (name == "_yaml" or not name.startswith("_")):
             raise ModuleNotFoundError(f"no {name} here", name=name)
 sys.meta_path.insert(0, Bare())
 from lib.printed import main
@@ -212,8 +212,27 @@ sys.exit(main(["verify", "--book", sys.argv[1]]))
 
 
 def test_verify_needs_numpy_and_pandas_only(book):
-    done = subprocess.run([sys.executable, "-c", ALONE, str(book)], cwd=ROOT, capture_output=True, text=True)
+    def alone():
+        return subprocess.run([sys.executable, "-c", ALONE, str(book)], cwd=ROOT, capture_output=True, text=True)
+
+    done = alone()
+    assert done.returncode == 2 and "install PyYAML to read it" in done.stderr
+    assert printed.main(["copy", "--book", str(book)]) == 0
+    done = alone()
     assert (done.returncode, done.stderr) == (0, "") and "2 verdicts and 4 numbers" in done.stdout
+
+
+def test_a_copy_of_other_claims_is_caught(book):
+    printed.main(["copy", "--book", str(book)])
+    assert said(book) == []
+    edit(book / "published/claims.json", "tiny-gain", "tiny-gone")
+    assert any("claims.json" in line and "lib.ledger copy" in line for line in said(book))
+
+
+def test_the_books_copies_are_those_of_today():
+    for file in printed.FILES:
+        path = ROOT / "book" / file
+        assert ledger.load_claims(ledger.copy_of(path)) == ledger.load_claims(path), "run 'python -m lib.ledger copy'"
 
 
 def test_a_page_of_the_book_is_caught_when_its_record_is_edited(tmp_path):
