@@ -45,6 +45,7 @@ GROUNDS = {
     "phantom_bus": Ground("phantom_bus", (("local", "local"),), published=(("other lesion", "other"),)),
     "phantom_cxr": Ground("phantom_cxr", (("report", "report"),), published=LVIT),
     "busi": Ground("busi", (("local", "local@medclipseg"),)),
+    "bus_bra": Ground("bus_bra", (("local", "local@medclipseg"),)),
     "qata_cov19": Ground("qata_cov19", (("report", "report"),)),
     "kvasir_seg": Ground("kvasir_seg", (("local", "local@medclipseg"),), inputs=3),
     "phantom_torso_ct": Ground("phantom_torso_ct", (("target", "target"),), dims=3, published=TORSO),

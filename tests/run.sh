@@ -16,7 +16,7 @@ tests() {
 
 # Every notebook from nothing: small phantoms, no earlier runs, parameters injected as papermill does it for a reader.
 notebooks() {
-  local kind notebook broken=0
+  local kind notebook
   rm -rf $scratch && mkdir -p $scratch
   for kind in bus cxr brain; do
     "$bin/python" data_scripts/phantoms.py $kind --n 120 --size 64 --out $scratch/data/phantom_$kind || return 1
@@ -26,10 +26,20 @@ notebooks() {
   done
   for notebook in notebooks/*.ipynb; do
     "$bin/papermill" --prepare-only --log-level WARNING "$notebook" "$scratch/$(basename "$notebook")" \
-      -p profile smoke -p data "$PWD/$scratch/data" -p runs "$PWD/$scratch/runs" &&
-      "$bin/python" -m pytest --nbval-lax --nbval-cell-timeout 300 --exitfirst "$scratch/$(basename "$notebook")" || broken=1
+      -p profile smoke -p data "$PWD/$scratch/data" -p runs "$PWD/$scratch/runs" || return 1
   done
-  return $broken
+  # Two at a time, the longest first; a notebook's words appear when it ends, so that two do not mix theirs.
+  export -f run_notebook
+  export bin
+  ls -S $scratch/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -I {} bash -c 'run_notebook {}'
+}
+
+run_notebook() {
+  local status=0 start=$SECONDS
+  "$bin/python" -m pytest --nbval-lax --nbval-cell-timeout 600 --exitfirst "$1" >"$1.log" 2>&1 || status=1
+  cat "$1.log"
+  printf '%s: %d s\n' "$(basename "$1")" $((SECONDS - start))
+  return $status
 }
 
 stages=(style tests notebooks)
