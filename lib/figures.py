@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -226,6 +227,48 @@ def flow(
 
 def _frame(text) -> FancyBboxPatch:
     return text.get_bbox_patch()
+
+
+def name_points(
+    axis: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    names: Sequence[str],
+    size: float = 7,
+    colours: Sequence[str] | None = None,
+    lift: float = 0,
+) -> None:
+    """Write a name to the right of each point, those of neighbours one above the other, with a line where one moved.
+
+    Places are in points of the figure as it is laid out now: call this last. `lift`: so many points above the point's
+    height, where a bar would run through its name.
+    """
+    axis.autoscale_view()
+    points = axis.transData.transform(np.column_stack([x, y]).astype(float)) * 72 / axis.figure.dpi
+    wide = 0.62 * size * np.array([len(name) for name in names])
+    left, height = points[:, 0] + 4, 1.15 * size
+    beside = (left[:, None] < (left + wide)) & (left < (left + wide)[:, None])
+    order = np.argsort(np.argsort(points[:, 1], kind="stable"))
+    above = np.sign(order[:, None] - order)  # 1 where the first of two belongs above the second
+    place = points[:, 1] + lift
+    for _ in range(200):
+        missing = np.clip(height - above * (place[:, None] - place), 0, None) * beside * (above != 0)
+        if missing.max(initial=0) < 0.1:
+            break
+        place += 0.3 * (missing * above).sum(1)
+    colours = colours or ["0.15"] * len(names)
+    for name, at, up, colour in zip(names, zip(x, y, strict=True), place - points[:, 1], colours, strict=True):
+        line = {"arrowstyle": "-", "color": "0.7", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+        axis.annotate(
+            name,
+            at,
+            xytext=(4 if abs(up - lift) < height / 2 else 9, up),
+            textcoords="offset points",
+            fontsize=size,
+            color=colour,
+            va="center",
+            arrowprops=line if abs(up - lift) >= height / 2 else None,
+        )
 
 
 def verdict_badge(verdict: str) -> str:

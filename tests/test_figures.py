@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from lib import figures
 
@@ -81,3 +82,17 @@ def test_survival_curves_step_down_by_group_within_their_band():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["low risk", "high risk"]
     assert len(axis.lines) == len(axis.collections) == 2 and axis.lines[0].get_drawstyle() == "steps-post"
     assert axis.lines[0].get_ydata().tolist() == [1.0, 0.8, 0.5]
+
+
+def test_names_of_neighbouring_points_do_not_touch():
+    figure, axis = plt.subplots()
+    x, y = [1, 1, 1.001, 3], [0.5, 0.5, 0.501, 0.5]
+    axis.scatter(x, y)
+    axis.set(xlim=(0, 4), ylim=(0, 1))
+    figures.name_points(axis, x, y, ["one", "two", "three", "far"])
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the line to its point
+    assert [text.get_text() for text in axis.texts] == ["one", "two", "three", "far"]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert boxes[2].y0 > boxes[1].y0 > boxes[0].y0
+    assert axis.texts[3].arrow_patch is None and axis.texts[2].arrow_patch is not None
