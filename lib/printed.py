@@ -63,8 +63,7 @@ class Page:
     arms: Mapping[str, Sequence[str]]  # key -> the names that its runs have there; none said: the record's own
     verdicts: Mapping[tuple[str, str], Mapping[str, str]]  # (claim, level) -> verdict, effect, amount
     numbers: Mapping[str, str]  # name -> what the prose shows
-    calls: Mapping[str, Sequence[ast.expr | None]]  # name -> the ways in which a cell may make it
-    digits: Mapping[str, int]
+    calls: Mapping[str, Sequence[tuple[ast.expr | None, int]]]  # name -> the ways in which a cell may make it, digits
     tables: Mapping[str, Sequence[ast.expr]]  # name -> what the cells assign to it
     summary: str
 
@@ -101,7 +100,7 @@ def record_keys(notebook: Mapping[str, Any], what: str = "records") -> list[str]
 def read_page(path: Path, name: str | None = None) -> Page:
     """Read an executed notebook."""
     notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    shown_verdicts, numbers, calls, digits, arms, assigned = {}, {}, {}, {}, {}, {}
+    shown_verdicts, numbers, calls, arms, assigned = {}, {}, {}, {}, {}
     markdown = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
@@ -115,8 +114,7 @@ def read_page(path: Path, name: str | None = None) -> Page:
         if cell["cell_type"] == "code":
             tree = _parsed("".join(cell["source"]))
             for what, value, places in _glued(tree):
-                calls.setdefault(what, []).extend(_ways(value))
-                digits[what] = places
+                calls.setdefault(what, []).extend((way, places) for way in _ways(value))
             for node in ast.walk(tree):
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     assigned.setdefault(node.targets[0].id, []).append(node.value)
@@ -125,7 +123,7 @@ def read_page(path: Path, name: str | None = None) -> Page:
     summary = next((room for room in rooms if SUMMARY in room.partition("\n")[0]), "")
     keys = tuple(record_keys(notebook))
     named = {key: list(names) for key, names in arms.items()}
-    return Page(name or path.stem, title, keys, named, shown_verdicts, numbers, calls, digits, assigned, summary)
+    return Page(name or path.stem, title, keys, named, shown_verdicts, numbers, calls, assigned, summary)
 
 
 class _Cells(HTMLParser):
@@ -235,7 +233,7 @@ def compare(page: Page, records: Sequence[Record], judged: Mapping[str, Sequence
     trained = {name for record in records for name in record.experiment.get("train", ())}
     table = inside(collect(records), trained)
     for name, text in page.numbers.items():
-        ways = [_again(way, table, page, judged, page.digits[name]) for way in page.calls.get(name, ())]
+        ways = [_again(way, table, page, judged, digits) for way, digits in page.calls.get(name, ())]
         known = [way for way in ways if way is not None]
         if text in known:
             report.numbers += 1

@@ -24,8 +24,11 @@ CLAIMS = [
     {"id": "tiny-dice", "paper": "tiny", "kind": "number", "statement": "The Dice is .81.", "source": "abstract",
      "contrast": {"metric": "dsc", "a": SIDES["a"], "value": 0.81, "expect": "equal", "margin": 0.01}, "levels": ["F"]},
 ]  # fmt: skip
-CELLS = """chapter.glue("dice", ledger.effect(table, "dsc", ("new", "t")))
-chapter.glue("gain", ledger.effect(table, "dsc", ("new", "t"), ("old", "t")) if both else "not run", 3)
+CELLS = """chapter.glue("dice", ledger.effect(table, "dsc", ("new", "t")) if new else "not run")
+if both:
+    chapter.glue("gain", ledger.effect(table, "dsc", ("new", "t"), ("old", "t")), 3)
+else:
+    chapter.glue("gain", "not run")
 chapter.glue("n_supported", str(sum(v.verdict == "supported" for v in results)))
 chapter.glue("flops", f"{cost:.2f}")
 easy = table[(table["dsc"] > 0.6) & table["dataset"].isin(["d"])].copy()
