@@ -324,7 +324,7 @@ def duplus_texts(device: str, folder: Path) -> Iterator[Pair]:
     volume, mask = torch.rand(2, 1, 32, 32, 32, device=device), torch.ones(2, number, 32, 32, 32, device=device)
     optimizer, text = torch.optim.AdamW(model.parameters(), fused=True), encoder("minilm")
     sentences = [f"A computed tomography scan of structure {i}." for i in range(2 * number)]
-    prompts = volume_prompts(2 * number, 384, device)
+    prompts = volume_prompts(2 * number, 384, device, volumes=2)
 
     def step(target: torch.Tensor) -> None:
         asked = Prompts({**prompts.pooled, "target": target.to(device)}, prompts.present)
@@ -505,10 +505,10 @@ def prompts_of(batch: int, dim: int, device: str) -> Prompts:
     return Prompts({"global": torch.randn(batch, dim)}, present).to(device)
 
 
-def volume_prompts(number: int, dim: int, device: str) -> Prompts:
-    """Context, target and modality of `number` cases, as random embeddings with one modality."""
-    pooled = {role: torch.randn(number, dim) for role in ("context", "target")}
-    pooled["attribute.modality"] = torch.ones(number, dim)
+def volume_prompts(number: int, dim: int, device: str, volumes: int = 1) -> Prompts:
+    """Context, target and modality of `number` cases, as random embeddings; those of a volume share its context."""
+    pooled = {"target": torch.randn(number, dim), "attribute.modality": torch.ones(number, dim)}
+    pooled["context"] = torch.randn(volumes, dim).repeat_interleave(number // volumes, 0)
     return Prompts(pooled, {role: torch.ones(number, dtype=torch.bool) for role in pooled}).to(device)
 
 

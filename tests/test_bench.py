@@ -50,3 +50,10 @@ def test_an_unknown_pair_is_named(bench, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         bench.main()
     assert "there is no pair 'bootstarp': choose from caption_bank, image_cache" in capsys.readouterr().err
+
+
+def test_the_targets_of_a_volume_share_its_context(bench):
+    prompts = bench.volume_prompts(6, 4, "cpu", volumes=2)
+    context, target = prompts.pooled["context"], prompts.pooled["target"]
+    assert (context[:3] == context[0]).all() and (context[3:] == context[3]).all()
+    assert not torch.equal(context[0], context[3]) and len(target.unique(dim=0)) == 6
