@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from common import find, make_splits, run, unpacked
 from lesion_words import COLUMNS, Row, read_codes, rows_of, told, usual_of
+from phantom.bits import same_bits
 from phantom.kidney import EXTENT_MM, WINDOW, simulate
 from scipy.ndimage import affine_transform, binary_dilation, gaussian_filter, label
 from threadpoolctl import threadpool_limits
@@ -289,4 +290,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    same_bits()
     main()

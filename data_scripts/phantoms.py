@@ -17,6 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from phantom.bits import same_bits
 from phantom.brain import write_brain
 from phantom.bus import write_bus
 from phantom.cxr import FRAMING, write_cxr
@@ -116,4 +117,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    same_bits()
     sys.exit(main())
