@@ -136,7 +136,7 @@ def _key(experiment: Experiment, data: Path, root: Path, *left_out: str) -> str:
         if stem not in known:
             raise ValueError(f"Arm '{experiment.arm}' asks for the {kind} '{name}': use one of {', '.join(known)}.")
         code.append(known[stem])
-    modules = ["lib.data", "lib.text", "lib.training", *(target.split(":")[0] for target in code)]
+    modules = ["lib.data", "lib.text", "lib.training", "lib.models:build", "lib.losses:loss", *code]
     steps = [shuffled, _Selection, _training_cases, _feed, _fitting_feeds, _digested, train]
     names, policies = set(experiment.train), [experiment.prompts, *experiment.rewordings]
     if "tests" not in left_out:

@@ -7,7 +7,7 @@ import ast
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -16,14 +16,21 @@ from typing import Any
 from lib.files import extract
 from lib.keys import APART, HOME, sources, steps
 
-ALWAYS = ("lib.data", "lib.text", "lib.training", "lib.evaluation")  # as lib.runs counts them
+# As lib.runs counts them.
+ALWAYS = ("lib.data", "lib.text", "lib.training", "lib.models:build", "lib.losses:loss", "lib.evaluation")
 UNKNOWN = "the commit is not in this copy's history, so what changed since cannot be told"
 
 
-def changes(records: Sequence[Mapping[str, Any]], data: Path | None = None, home: Path = HOME) -> dict[str, list[str]]:
+def changes(
+    records: Sequence[Mapping[str, Any]],
+    data: Path | None = None,
+    home: Path = HOME,
+    together: Sequence[Collection[str]] = (),
+) -> dict[str, list[str]]:
     """Say what has changed since each record (as in record.json) was made: key -> reasons, none if it is current.
 
-    `data` is a folder of datasets, of which those that are there are compared with the record's.
+    `data` is a folder of datasets, of which those that are there are compared with the record's; `together` are the
+    keys that one page shows, among which a run finds those that it was built on (none given: among all).
     """
     found: dict[str, list[str]] = {}
     commits = dict.fromkeys(record["meta"]["commit"] for record in records)
@@ -38,18 +45,43 @@ def changes(records: Sequence[Mapping[str, Any]], data: Path | None = None, home
                         *(code(*_used(record["experiment"], home)) if then else [UNKNOWN]),
                         *_data(record["meta"], data),
                     ]
-    return _with_parts(records, found)
+    return _with_parts(records, found, together or [set(found)])
 
 
-def _with_parts(records: Sequence[Mapping[str, Any]], found: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Add that a run was built on another one that is stale: its key holds the other's."""
-    by_arm = {(record["arm"], record["experiment"]["seed"]): record["key"] for record in records}
-    for record in records:
-        built_on = set((record["experiment"].get("parts") or {}).values())
-        built_on |= {(record["experiment"].get("pseudo") or {}).get("experiment")} - {None}
-        stale = sorted(arm for arm in built_on if found.get(by_arm.get((arm, record["experiment"]["seed"]), "")))
-        if stale and not found[record["key"]]:
-            found[record["key"]].append(f"built on {', '.join(stale)}")
+def _with_parts(
+    records: Sequence[Mapping[str, Any]], found: dict[str, list[str]], together: Sequence[Collection[str]]
+) -> dict[str, list[str]]:
+    """Add that a run was built on another one that is stale, at any distance: its key holds the other's."""
+    built_on = {record["key"]: _built_on(record, records, together) for record in records}
+    waiting = [key for key, parts in built_on.items() if parts and not found[key]]
+    while reached := {
+        key: stale
+        for key in waiting
+        if (stale := sorted(arm for arm, keys in built_on[key].items() if any(found[part] for part in keys)))
+    }:
+        for key, stale in reached.items():
+            found[key].append(f"built on {', '.join(stale)}")
+        waiting = [key for key in waiting if key not in reached]
+    return found
+
+
+def _built_on(
+    record: Mapping[str, Any], records: Sequence[Mapping[str, Any]], together: Sequence[Collection[str]]
+) -> dict[str, list[str]]:
+    """The runs that a run may have been built on: arm -> keys, of which a record names the arm alone.
+
+    They stand on one of its pages, and those of its own seed and data come first: members of an ensemble have others.
+    """
+    settings = record["experiment"]
+    arms = {*(settings.get("parts") or {}).values(), (settings.get("pseudo") or {}).get("experiment")} - {None}
+    near = set().union(*(page for page in together if record["key"] in page)) if arms else ()
+    found = {}
+    for arm in arms:
+        named = [other for other in records if other["arm"] == arm and other["key"] in near]
+        for same in ("seed", "train"):
+            alike = [other for other in named if other["experiment"].get(same) == settings.get(same)]
+            named = alike or named
+        found[arm] = [other["key"] for other in named]
     return found
 
 
@@ -92,7 +124,7 @@ def _fields(source: str, name: str) -> tuple[str, ...]:
 
 
 def _used(experiment: Mapping[str, Any], home: Path) -> tuple[str | None, ...]:
-    """The modules that a key counts; None for a model or loss that is no longer there."""
+    """The modules and parts of modules that a key counts; None for a model or loss that is no longer there."""
 
     def entry(package: str, table: str, name: str) -> str | None:
         return _registry((home / f"lib/{package}.py").read_text(encoding="utf-8"), table).get(name.partition("@")[0])
@@ -102,7 +134,7 @@ def _used(experiment: Mapping[str, Any], home: Path) -> tuple[str | None, ...]:
     rewrites = _registry((home / "lib/wording.py").read_text(encoding="utf-8"), "REWRITES")
     looks = [experiment, *experiment["tests"]]
     reworded = any(look["prompts"]["perturbation"] in rewrites for look in looks if "prompts" in look)
-    return *ALWAYS, *(APART if reworded else ()), *(one and one.partition(":")[0] for one in (model, loss))
+    return *ALWAYS, *(APART if reworded else ()), model, loss
 
 
 @cache

@@ -16,10 +16,10 @@ SOURCES = {
     "lib/evaluation.py": "from lib import data\n",
     "lib/wording.py": 'def typo(text):\n    return text\n\n\nREWRITES: dict = {"typo": typo}\n',
     "lib/models/__init__.py": 'MODELS = {"net": "lib.models.net:build", "other": "lib.models.other:build"}\n',
-    "lib/models/net.py": "WIDTH = 8\n",
-    "lib/models/other.py": "WIDTH = 8\n",
+    "lib/models/net.py": "WIDTH = 8\n\ndef build():\n    return WIDTH\n\ndef shown():\n    return 1\n",
+    "lib/models/other.py": "def build():\n    return 8\n",
     "lib/losses/__init__.py": 'LOSSES: dict[str, str] = {"dice": "lib.losses.dice:dice"}\n',
-    "lib/losses/dice.py": "SMOOTH = 1\n",
+    "lib/losses/dice.py": "def dice():\n    return 1\n",
     "lib/runs.py": """
 class Test:
     name: str
@@ -75,8 +75,8 @@ def record(home, key="k", perturbation="none", **more):
     return {"key": key, "arm": key, "experiment": settings, "meta": meta}
 
 
-def found(home, *records, data=None):
-    return staleness.changes(records, data, home)
+def found(home, *records, data=None, together=()):
+    return staleness.changes(records, data, home, together)
 
 
 def test_a_run_of_today_is_current(home):
@@ -89,6 +89,7 @@ def test_a_run_of_today_is_current(home):
         ("lib/data.py", "1", "2", ["code: data"]),
         ("lib/data.py", "SPLIT = 1", "# why\nSPLIT   =  1", []),
         ("lib/models/net.py", "8", "9", ["code: models.net"]),
+        ("lib/models/net.py", "return 1", "return 2", []),
         ("lib/models/other.py", "8", "9", []),
         ("lib/losses/dice.py", "1", "2", ["code: losses.dice"]),
         ("lib/wording.py", "return text", "return 1", []),
@@ -118,8 +119,38 @@ def test_wording_counts_for_runs_that_reword(home):
 
 def test_a_run_built_on_a_stale_one_is_stale(home):
     below, above = record(home, "below", model="other"), record(home, "above", parts={"tower": "below"})
-    (home / "lib/models/other.py").write_text("WIDTH = 9\n")
+    (home / "lib/models/other.py").write_text("def build():\n    return 9\n")
     assert found(home, below, above) == {"below": ["code: models.other"], "above": ["built on below"]}
+
+
+def test_staleness_goes_through_any_number_of_runs_in_any_order(home):
+    top = record(home, "top", parts={"chain": "middle"})
+    middle = record(home, "middle", pseudo={"experiment": "below"})
+    below = record(home, "below", model="other")
+    (home / "lib/models/other.py").write_text("WIDTH = 9\n")
+    for order in ((top, middle, below), (below, middle, top)):
+        assert found(home, *order)["top"] == ["built on middle"]
+
+
+def test_arms_of_the_same_name_on_another_page_are_others(home):
+    made = {
+        (page, arm): record(home, f"{page} {arm}", model="other" if page == "b" and arm == "tower" else "net")
+        | {"arm": arm}
+        for page in "ab"
+        for arm in ("tower", "above")
+    }
+    for page in "ab":
+        made[page, "above"]["experiment"]["parts"] = {"tower": "tower"}
+    (home / "lib/models/other.py").write_text("WIDTH = 9\n")
+    pages = [{f"{page} tower", f"{page} above"} for page in "ab"]
+    reasons = found(home, *made.values(), together=pages)
+    assert reasons["a above"] == [] and reasons["b above"] == ["built on tower"]
+
+
+def test_members_of_an_ensemble_have_seeds_of_their_own(home):
+    member, whole = record(home, "member", model="other", seed=7), record(home, "whole", parts={"1": "member"})
+    (home / "lib/models/other.py").write_text("WIDTH = 9\n")
+    assert found(home, member, whole)["whole"] == ["built on member"]
 
 
 def test_what_cannot_be_told_is_said(home, tmp_path):
