@@ -25,6 +25,7 @@ from lib.text import Prompts
 
 ATTRIBUTES = ("location", "shape", "density", "variation", "enhancement", "surface", "relation", "features")
 NOTHING = -12.0  # the logit of a mask that no token draws
+SAME = 1 - 1e-4  # the cosine from which two sentences are one
 CHOICES = {
     "alignment": ("mp_nce", "single", "paragraph", "naive"),
     "negatives": ("vocabulary", "batch"),
@@ -66,7 +67,8 @@ class MaleniaConfig:
     fusions: int = 3  # paper
     ensemble: str = "probability"  # ours: the paper says mean
     # naming
-    naming: str = "similarity"  # ours: mean cosine; "values": how probable each value is; "none": all tokens answer
+    naming: str = "similarity"  # ours: mean cosine; "values": how probable each value is among all that training and
+    # the prompts name; "none": all tokens answer
     # loss
     dice_weight: float = 1.0  # ours, as the next three
     similarity_weight: float = 1.0
@@ -327,7 +329,7 @@ class Malenia(nn.Module):
             self.vocabulary[number].fill_(torch.nan)[: len(kept)] = kept
 
     def _embedded(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Unit vectors [R, A, C] of R prompts, zero where absent, and which are present [R, A]."""
+        """Unit vectors [R, A, C] of R prompts, nulls where absent, and which are present [R, A]."""
         if unknown := set(prompts.present) - set(self.roles):
             raise ValueError(f"Malenia was built for the roles {', '.join(self.roles)}, not '{min(unknown)}'.")
         rows = len(prompts)
@@ -390,20 +392,35 @@ class Malenia(nn.Module):
 
     def scores(self, descriptions: Tensor, texts: Tensor, present: Tensor) -> Tensor:
         """How well each token fits each prompt: descriptions [B, N, A, C], texts [B, K, A, C], present [B, K, A]."""
-        similarity = torch.einsum("bnac, bkac -> bnka", descriptions, texts)
-        weight = present[:, None].to(similarity)
+        weight = present.to(descriptions)
+        if self.config.alignment == "paragraph":  # named by what it was trained to agree with: all words at once
+            whole = F.normalize(torch.einsum("bnac, bka -> bnkc", descriptions, weight), dim=-1)
+            return (whole * F.normalize((texts * weight[..., None]).sum(2), dim=-1)[:, None]).sum(-1)
+        fit = torch.einsum("bnac, bkac -> bnka", descriptions, texts)
         if self.naming == "values":
-            # A prompt that says what another says as well does not make that value twice as probable.
-            same = torch.einsum("bkac, bjac -> bakj", texts, texts) > 1 - 1e-4
-            shared = (same & present.transpose(1, 2)[:, :, None] & present.transpose(1, 2)[..., None]).sum(-1)
-            logits = similarity * self.log_scale.exp().clamp_max(100)
-            logits = logits.masked_fill(~present[:, None], -math.inf)
-            logits = logits - shared.transpose(1, 2)[:, None].clamp_min(1).log()
-            total = logits.logsumexp(2, keepdim=True)
-            similarity = (logits - total + shared.transpose(1, 2)[:, None].clamp_min(1).log()).masked_fill(
-                ~present[:, None], 0
-            )
-        return (similarity * weight).sum(-1) / weight.sum(-1).clamp_min(1)
+            scale = self.log_scale.exp().clamp_max(100)
+            fit = fit * scale - self._rivals(descriptions, texts, present, scale)[:, :, None]
+            fit = fit.masked_fill(~present[:, None], 0)
+        return (fit * weight[:, None]).sum(-1) / weight[:, None].sum(-1).clamp_min(1)
+
+    def _rivals(self, descriptions: Tensor, texts: Tensor, present: Tensor, scale: Tensor) -> Tensor:
+        """The logarithm of what the values of each attribute weigh together for a token: [B, N, A].
+
+        They are those of training and those that are asked for, each once: so one prompt alone has rivals as well.
+        """
+        words, known = self._values()
+        new = present & ~((torch.einsum("bkac, vac -> bkva", texts, words) > SAME) & known).any(2)  # [B, K, A]
+        earlier = torch.ones(2 * texts.shape[1:2], dtype=torch.bool, device=texts.device).tril(-1)[..., None]
+        same = torch.einsum("bkac, bjac -> bkja", texts, texts) > SAME
+        new = new & ~(same & new[:, None] & earlier).any(2)
+        logits = torch.cat(
+            [
+                torch.einsum("bnac, vac -> bnva", descriptions, words).masked_fill(~known, -math.inf),
+                torch.einsum("bnac, bkac -> bnka", descriptions, texts).masked_fill(~new[:, None], -math.inf),
+            ],
+            2,
+        )
+        return (logits * scale).logsumexp(2)
 
     def decode(self, features: Features, prompts: Prompts) -> Prediction:
         """Name the tokens by the prompts, inject the words, and draw a mask for each prompt."""
@@ -562,9 +579,9 @@ class Malenia(nn.Module):
         if kind == "paragraph":  # all words at once, against those of the other lesions
             weight = present[..., None].to(texts)
             whole, told = (F.normalize((x * weight).sum(1), dim=-1) for x in (described, texts))
-            same = told @ told.T > 1 - 1e-4
+            same = told @ told.T > SAME
             return mp_nce(whole @ told.T, torch.eye(lesions, dtype=torch.bool, device=same.device), ~same, tau)
-        same = torch.einsum("iac, jac -> ija", texts, texts) > 1 - 1e-4  # [M, M, A]
+        same = torch.einsum("iac, jac -> ija", texts, texts) > SAME  # [M, M, A]
         both = present[:, None] & present[None]
         if kind == "naive" or self.config.negatives == "batch":
             similarity = torch.einsum("iac, jac -> ija", described, texts)
@@ -581,14 +598,15 @@ class Malenia(nn.Module):
 
     def _against_vocabulary(self, described: Tensor, texts: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cosines [M, V, A] with every value of training, and which of them a lesion has and lacks."""
-        known = ~self.vocabulary.isnan().any(-1)  # [A, V]
-        words = torch.stack(
-            [self.read(prompt.text(self.vocabulary[n].nan_to_num())) for n, prompt in enumerate(self.prompts)]
-        )
-        words = F.normalize(words, dim=-1)
-        similarity = torch.einsum("iac, avc -> iva", described, words)
-        same = (torch.einsum("iac, avc -> iva", texts, words) > 1 - 1e-4) & known.T
-        return similarity, same & present[:, None], ~same & known.T & present[:, None]
+        words, known = self._values()
+        similarity = torch.einsum("iac, vac -> iva", described, words)
+        same = (torch.einsum("iac, vac -> iva", texts, words) > SAME) & known
+        return similarity, same & present[:, None], ~same & known & present[:, None]
+
+    def _values(self) -> tuple[Tensor, Tensor]:
+        """Unit vectors [V, A, C] of the values that training held, and where there is one [V, A]."""
+        words = [self.read(prompt.text(self.vocabulary[n].nan_to_num())) for n, prompt in enumerate(self.prompts)]
+        return F.normalize(torch.stack(words, 1), dim=-1), ~self.vocabulary.isnan().any(-1).T
 
     def _injected(
         self, features: Features, volume: Tensor, chosen: Tensor, texts: Tensor, truth: Tensor, loss

@@ -154,6 +154,20 @@ def test_each_prompt_gets_the_tokens_that_its_words_fit_best():
     for naming in ("similarity", "values"):
         model.naming = naming
         assert model.scores(tokens, texts, present).argmax(-1).tolist() == [[2, 0, 1, 1]]
+    paragraph = make(alignment="paragraph").eval()
+    texts, present = (x[None] for x in paragraph._embedded(said([[0, 0, 0], [0, 1, 1], [1, 1, 0]])))
+    turned = texts[:, [2, 0, 1, 1]].roll(1, 2)  # each word under another attribute: the paragraph is the same
+    assert paragraph.scores(turned, texts, present).argmax(-1).tolist() == [[2, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("naming", ["similarity", "values"])
+def test_the_words_of_a_prompt_that_is_asked_alone_choose_among_tokens(naming):
+    model = make(naming=naming).eval()
+    texts, _ = model._embedded(said(ALL))
+    tokens = texts[None, :, :]
+    for code in range(len(ALL)):
+        asked, present = (x[None] for x in model._embedded(said(ALL[code : code + 1])))
+        assert model.scores(tokens, asked, present)[0, :, 0].argmax() == code
 
 
 def test_values_say_how_probable_an_attribute_is_and_not_how_often_it_is_asked():
@@ -167,6 +181,17 @@ def test_values_say_how_probable_an_attribute_is_and_not_how_often_it_is_asked()
     twice = model.scores(texts[:, :1], texts, only)[0, 0].exp()
     once = model.scores(texts[:, :1], texts[:, :2], only[:, :2])[0, 0].exp()
     torch.testing.assert_close(twice[:2], once)
+    torch.testing.assert_close(once.sum(), torch.tensor(1.0))  # there are no other values
+
+
+def test_a_value_that_training_lacked_takes_its_share_of_the_probability():
+    model = build("malenia", **CONFIG, naming="values").eval()
+    model.calibrate_text(said([[0, 0, 0]]))
+    texts, present = (x[None] for x in model._embedded(said([[0, 0, 0], [1, 1, 1], [1, 1, 1]])))
+    alone, three = model.scores(texts, texts[:, :1], present[:, :1]), model.scores(texts, texts, present)
+    torch.testing.assert_close(alone, torch.zeros_like(alone))  # the one value that there is
+    torch.testing.assert_close(three[..., :2], model.scores(texts, texts[:, :2], present[:, :2]))
+    assert (three[0, 0, 0] > three[0, 0, 1]) and (three[0, 1, 1] > three[0, 1, 0])
 
 
 def test_a_single_prompt_is_answered_by_one_token_and_none_by_all():
