@@ -13,6 +13,8 @@ from types import SimpleNamespace, UnionType
 from typing import TYPE_CHECKING, Any, get_args
 
 from lib import figures
+from lib.facts import Fact, Said, table_digest
+from lib.facts import fact as fact  # chapters say chapter.fact, chapter.glue, chapter.say
 from lib.statistics import shown
 
 if TYPE_CHECKING:
@@ -134,16 +136,13 @@ def book(name: str) -> Path:
 class Strip:
     """HTML whose display metadata names the run records and weights behind it, for `book/build.py publish`.
 
-    arms: (key, arm) pairs, since a chapter may know a run by another name than the one that it was made under.
+    arms: (key, arm) pairs, since a chapter may know a run by another name than the one that it was made under;
+    tables: key -> the hash of its per-case table, since what is drawn from one holds for no other.
     """
 
-    def __init__(
-        self, text: str, plain: str, keys: Sequence[str], weights: Sequence[str] = (), arms: Sequence[tuple] = ()
-    ):
+    def __init__(self, text: str, plain: str, keys: Sequence[str], **more: Any):
         self._bundle = {"text/html": text, "text/plain": plain}
-        used = {"records": list(keys)} | ({"weights": list(weights)} if weights else {})
-        used |= {"arms": [list(pair) for pair in arms]} if arms else {}
-        self._metadata = {"prompt_to_mask": used}
+        self._metadata = {"prompt_to_mask": {"records": list(keys)} | more}
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         return self._bundle, self._metadata
@@ -170,7 +169,8 @@ def provenance(records: "Record | Sequence[Record]", command: str) -> Strip:
         f"{' · '.join(map(html.escape, facts))} · {shown} <br><code>{html.escape(command)}</code></div>",
         f"{' · '.join(facts)} · {command}",
         keys,
-        arms=list(dict.fromkeys((record.key, record.arm) for record in records)),
+        arms=[list(pair) for pair in dict.fromkeys((record.key, record.arm) for record in records)],
+        tables={record.key: table_digest(record.folder) for record in records},
     )
 
 
@@ -180,7 +180,7 @@ def weights(record: "Record") -> Strip:
     facts = f"{name[:12]}….safetensors, {size / 1e6:.1f} MB, sha256 {record.meta['weights_sha256'][:12]}…"
     where = "kept as runs/weights/ after a run and as book/published/weights/ with a published page"
     text = f'<div class="provenance" style="font-size:.8em;opacity:.85">weights: <code>{facts}</code> ({where})</div>'
-    return Strip(text, facts, [record.key], [record.meta["fit_key"]])
+    return Strip(text, facts, [record.key], weights=[record.meta["fit_key"]])
 
 
 def _duration(seconds: float) -> str:
@@ -206,20 +206,19 @@ def verdict_table(results: "Sequence[Verdict]") -> Strip:
     return Strip(text, plain, list(dict.fromkeys(key for v in results for key in v.keys)))
 
 
-class _Text(str):
-    __repr__ = str.__str__  # glue pastes the repr, and prose wants no quotes
-
-
-def glue(name: str, value: "Interval | tuple[float, float, float] | float | int | str", digits: int = 2) -> None:
+def glue(name: str, value: "Fact | Interval | tuple[float, float, float] | float | int | str", digits: int = 2) -> None:
     """Give a number to the prose, where {glue:text}`name` prints it; an interval (mean, low, high) shows its ends."""
     from myst_nb import glue as paste  # only the book's extras have it
 
-    paste(name, _Text(shown(value, digits)), display=False)
+    facts = [value] if isinstance(value, Fact) else []
+    paste(name, Said(name, shown(value, digits), facts), display=False)
 
 
-def say(name: str, text: str) -> None:
-    """Give a computed sentence to the prose, where {glue:md}`name` prints it as the Markdown that it is."""
-    from IPython.display import Markdown
+def say(name: str, text: str, facts: "Sequence[Fact]" = ()) -> None:
+    """Give a computed sentence to the prose, where {glue:md}`name` prints it as the Markdown that it is.
+
+    facts: what `fact` measured and the text says; raises ValueError for one that it does not say.
+    """
     from myst_nb import glue as paste
 
-    paste(name, Markdown(text), display=False)
+    paste(name, Said(name, text, facts, markdown=True), display=False)

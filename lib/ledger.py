@@ -109,7 +109,12 @@ class Contrast(_Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim(_Row):
-    """One row of claims.yml or audit.yml: a statement, its source, and the contrast that tests it."""
+    """One row of claims.yml or audit.yml: a statement, its source, and the contrast that tests it, if one does.
+
+    published: the paper's value for side a of the contrast, in its unit (Dice .91, not 91 %), and `against` the one for
+    side b; spread: the standard deviation over cases that it prints; n_published: the cases of its test set, where the
+    paper or its data say so. needs: what level F would take. An audit says how to `check` it and why it `matters`.
+    """
 
     id: str
     paper: str
@@ -117,13 +122,26 @@ class Claim(_Row):
     statement: str
     source: str
     paper_value: str = ""
-    contrast: Contrast
+    published: float | None = None
+    against: float | None = None
+    spread: float | None = None
+    n_published: int | None = None
+    contrast: Contrast | None = None
     levels: tuple[Literal["P", "S", "R", "F"], ...] = ("P", "S", "R", "F")
     topic: Literal["leak", "split", "prompt", "metric", "code", "control", ""] = ""
+    needs: str = ""
+    check: str = ""
+    matters: str = ""
     note: str = ""
 
     def __post_init__(self):
         super().__post_init__()
+        if self.published is None and (self.against, self.spread, self.n_published) != (None, None, None):
+            raise ValueError("`against`, `spread` and `n_published` are about a `published` value, which is not given")
+        if self.kind == "number" and self.levels != ("F",):
+            raise ValueError("a number of a paper can be judged at level F alone: give it `levels: [F]`")
+        if self.kind != "audit" and (self.check or self.matters):
+            raise ValueError("`check` and `matters` are for audits; a claim has its contrast and a note")
         if (self.kind == "audit") != bool(self.topic):
             raise ValueError(f"an audit, and nothing else, needs a topic: one of {', '.join(TOPICS)}")
 
@@ -263,7 +281,7 @@ def judge(claim: Claim, table: pd.DataFrame, level: str, dataset: str | None = N
 
 def _judged(blank: Verdict, rows: pd.DataFrame, contrast: Contrast, effect: Interval, a: float, b: float) -> Verdict:
     sides = [side for side in (contrast.a, contrast.b) if side]
-    used = rows[rows["arm"].isin({side.arm for side in sides}) & rows["test"].isin({side.test for side in sides})]
+    used = rows[np.any([(rows["arm"] == side.arm) & (rows["test"] == side.test) for side in sides], axis=0)]
     enough = effect.n_patients >= FEWEST
     return replace(
         blank,
@@ -339,13 +357,14 @@ def p_value(draws: np.ndarray, contrast: Contrast) -> float:
 
 
 def verdicts(claims: Sequence[Claim], records: Sequence, levels: Sequence[str] | None = None) -> list[Verdict]:
-    """Judge every claim at every level that the records reach (or the levels named), with Holm over each level.
+    """Judge every claim with a contrast at every level that the records reach (or those named), Holm over each level.
 
     Of a test that was taken both on a dataset that arms were trained on and on another, the first decides.
     """
     table = inside(collect(records), {name for record in records for name in record.experiment.get("train", ())})
     reached = sorted(set(table["level"])) if len(table) else []
-    return corrected([judge(claim, table, level) for claim in claims for level in (levels or reached or ["P"])])
+    judged = [claim for claim in claims if claim.contrast]
+    return corrected([judge(claim, table, level) for claim in judged for level in (levels or reached or ["P"])])
 
 
 def inside(table: pd.DataFrame, trained: set[str]) -> pd.DataFrame:
@@ -381,20 +400,29 @@ def summary(table: pd.DataFrame, metric: str, by: Sequence[str] = ("arm", "test"
 
 
 def effect(
-    table: pd.DataFrame, metric: str, a: tuple[str, str], b: tuple[str, str] | None = None
+    table: pd.DataFrame,
+    metric: str,
+    a: tuple[str, str] | Sequence[tuple[str, str]],
+    b: tuple[str, str] | Sequence[tuple[str, str]] | None = None,
 ) -> tuple[float, float, float]:
     """Mean and 95 % interval of one (arm, test), or of its paired difference from another, over all data levels.
 
-    Raises ValueError where an arm or test is not in the table.
+    A side may be several pairs, whose scores are averaged case by case and seed by seed. Raises ValueError where an arm
+    or test is not in the table.
     """
-    sides = [scores(table, Arm(arm=arm, test=test), metric) for arm, test in (a, *([b] if b else []))]
-    if any(side.empty for side in sides):
-        raise ValueError(f"There are no scores of {a}{f' or {b}' if b else ''} in this table: check arm and test.")
+    sides = [_averaged(table, metric, [side] if isinstance(side[0], str) else side) for side in (a, b) if side]
     left, right = sides[0].align(sides[1] if b else sides[0] * 0, join="inner")
     defined = left.notna().all(axis=1) & right.notna().all(axis=1)
     left, right = left[defined], right[defined]
     found = paired_bootstrap(left.to_numpy().T, right.to_numpy().T, patients=_patients(left))
     return found.mean, found.low, found.high
+
+
+def _averaged(table: pd.DataFrame, metric: str, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    found = {(arm, test): scores(table, Arm(arm=arm, test=test), metric) for arm, test in pairs}
+    if missing := [pair for pair, side in found.items() if side.empty]:
+        raise ValueError(f"There are no scores of {', '.join(map(str, missing))} in this table: check arm and test.")
+    return sum(found.values()) / len(found)
 
 
 def pooled(table: pd.DataFrame, by: Sequence[str] = ("arm", "test")) -> pd.DataFrame:

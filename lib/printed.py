@@ -1,8 +1,9 @@
 """What the published pages print, read back and held against the run records: `python -m lib.ledger verify`.
 
-A page is an executed notebook. Its verdict tables are judged again, and the numbers that its prose takes from
-`ledger.effect` are computed again, from the call as it stands in the page's own cell. Numbers of other origin (figures,
-tables that a cell lays out itself, timings) need the notebook to run; they are counted and not checked.
+A page is an executed notebook. Its verdict tables are judged again, and so are the facts that its sentences carry, and
+the numbers that its prose takes from `ledger.effect`, from the call as it stands in the page's own cell. Numbers of
+other origin (figures, tables that a cell lays out itself, timings) need the notebook to run: they are counted, and held
+by the seal of the text that says them and by the hash of the per-case tables that the page was made from.
 """
 
 import argparse
@@ -19,19 +20,31 @@ from typing import Any
 
 import pandas as pd
 
+from lib.facts import Fact, seal, table_digest
 from lib.ledger import Claim, Verdict, collect, copy_of, effect, inside, load_claims, verdicts
 from lib.records import Record, load_record
 from lib.statistics import shown
 
 FILES = ("claims.yml", "audit.yml")
 BOOK = Path(__file__).resolve().parents[1] / "book"
-SUMMARY = "In one minute"
+FOUND = ("In one minute", "What it means", "What this cannot say")  # rooms that say what was found
 COUNTS = {
     "str(sum((v.verdict == 'supported' for v in results)))": lambda v: v.verdict == "supported",
     "str(sum((v.verdict != 'not run' for v in results)))": lambda v: v.verdict != "not run",
 }
 COMPARED = {ast.Eq: operator.eq, ast.Gt: operator.gt, ast.Lt: operator.lt, ast.GtE: operator.ge, ast.LtE: operator.le}
 DECIMAL = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)(?! *(?:mm|s|min|h|GB|MB)\b)")  # a setting or cost is no result
+WHOLE = re.compile(r"(?<![\w.,])\d+(?= ?%(?! intervals?\b)| points?\b| \w+ points?\b)")  # 87 %, 14 points of ...
+OF = re.compile(r"(?<![\w.,])\d+ (?:out )?of (?:the |its |all )?\d+\b")  # 3 of 5
+JUDGED = re.compile(
+    r"\b(?:is|are|was|were|be|stays?|remains?|reads?|as) \W{0,2}(?:not |still |clearly )?\W{0,2}"
+    r"(?:supported|unsupported|inconclusive|confirmed|refuted)\b"
+    # "The claim holds." and "it fails on real images", but not "the table holds numbers" or "what can fail"
+    r"|(?<!can )(?<!may )(?<!could )(?<!would )(?<!might )\b(?:holds?|held|fails?|failed)"
+    r"(?=[.,;:!)]| (?:on|for|at|up|here|there|true|everywhere|nowhere)\b)",
+    re.IGNORECASE,
+)
+NUMBER = re.compile(r"\d")
 # What is no prose: code, targets of links, tags, roles that print what a run gave.
 NO_PROSE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|<[^>]+>", re.DOTALL)
 
@@ -54,6 +67,15 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What a cell gave to the prose; no seal: it was given before there were any."""
+
+    text: str
+    facts: Sequence[Mapping[str, Any]] = ()
+    seal: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """An executed notebook: what it printed, and the cells that say how."""
 
@@ -62,10 +84,11 @@ class Page:
     keys: tuple[str, ...]  # of the run records that it shows
     arms: Mapping[str, Sequence[str]]  # key -> the names that its runs have there; none said: the record's own
     verdicts: Mapping[tuple[str, str], Mapping[str, str]]  # (claim, level) -> verdict, effect, amount
-    numbers: Mapping[str, str]  # name -> what the prose shows
+    texts: Mapping[str, Text]  # name -> what the prose shows
     calls: Mapping[str, Sequence[tuple[ast.expr | None, int]]]  # name -> the ways in which a cell may make it, digits
     tables: Mapping[str, Sequence[ast.expr]]  # name -> what the cells assign to it
-    summary: str
+    digests: Mapping[str, str]  # key -> hash of the per-case table that the page was made from
+    found: str  # the prose of the rooms that say what was found
 
     def paper(self, papers: Sequence[str]) -> str | None:
         """Whose claims it judges: the paper that its name is, or begins with."""
@@ -82,6 +105,7 @@ class Report:
     records: int = 0
     verdicts: int = 0
     numbers: int = 0
+    sealed: int = 0
     unchecked: int = 0
 
 
@@ -100,17 +124,21 @@ def record_keys(notebook: Mapping[str, Any], what: str = "records") -> list[str]
 def read_page(path: Path, name: str | None = None) -> Page:
     """Read an executed notebook."""
     notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    shown_verdicts, numbers, calls, arms, assigned = {}, {}, {}, {}, {}
+    shown_verdicts, texts, calls, arms, assigned, digests = {}, {}, {}, {}, {}, {}
     markdown = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
             data = {kind: "".join(text) for kind, text in output.get("data", {}).items() if "text" in kind}
             if 'class="dataframe verdicts"' in data.get("text/html", ""):
                 shown_verdicts |= _verdict_rows(data["text/html"], data["text/plain"])
-            for key, arm in output.get("metadata", {}).get("prompt_to_mask", {}).get("arms", ()):
+            own = output.get("metadata", {}).get("prompt_to_mask", {})
+            digests |= own.get("tables", {})
+            for key, arm in own.get("arms", ()):
                 arms.setdefault(key, dict.fromkeys([arm]))[arm] = None
             if given := output.get("metadata", {}).get("scrapbook"):
-                numbers[given["name"]] = data.get(f"{given['mime_prefix']}text/plain", "")
+                kinds = (f"{given['mime_prefix']}text/{kind}" for kind in ("markdown", "plain"))
+                text, said = next((data[kind] for kind in kinds if kind in data), ""), own.get("said", {})
+                texts[given["name"]] = Text(text, said.get("facts", ()), said.get("sha256", ""))
         if cell["cell_type"] == "code":
             tree = _parsed("".join(cell["source"]))
             for what, value, places in _glued(tree):
@@ -120,10 +148,10 @@ def read_page(path: Path, name: str | None = None) -> Page:
                     assigned.setdefault(node.targets[0].id, []).append(node.value)
     title = next((text for source in markdown for text in re.findall(r"^# +(.*)$", source, re.MULTILINE)), path.stem)
     rooms = re.split(r"^## +", "\n\n".join(markdown), flags=re.MULTILINE)
-    summary = next((room for room in rooms if SUMMARY in room.partition("\n")[0]), "")
+    found = "\n\n".join(room for room in rooms if any(name in room.partition("\n")[0] for name in FOUND))
     keys = tuple(record_keys(notebook))
     named = {key: list(names) for key, names in arms.items()}
-    return Page(name or path.stem, title, keys, named, shown_verdicts, numbers, calls, assigned, summary)
+    return Page(name or path.stem, title, keys, named, shown_verdicts, texts, calls, assigned, digests, found)
 
 
 class _Cells(HTMLParser):
@@ -193,6 +221,9 @@ def load_shown(page: Page, folders: Sequence[Path]) -> tuple[list[Record], list[
             record = load_record(folder)
             if record.key != key:
                 raise ValueError(f"a record of the key {record.key[:12]}")
+            if page.digests.get(key) not in (None, table_digest(folder)):
+                changed = "a table that was changed since; publish the page again"
+                wrong.append(Disagreement(page.name, "the per-case table of a run", key[:12], changed))
             records += [replace(record, arm=arm) for arm in page.arms.get(key, [record.arm])]
         except ValueError as error:
             wrong.append(Disagreement(page.name, "a run record", key[:12], str(error)))
@@ -230,41 +261,101 @@ def compare(page: Page, records: Sequence[Record], judged: Mapping[str, Sequence
             report.disagreements.append(
                 Disagreement(page.name, f"claim {claim} at level {level}", page.verdicts[claim, level]["verdict"], gone)
             )
-    trained = {name for record in records for name in record.experiment.get("train", ())}
-    table = inside(collect(records), trained)
-    for name, text in page.numbers.items():
-        ways = [_again(way, table, page, judged, digits) for way, digits in page.calls.get(name, ())]
-        known = [way for way in ways if way is not None]
-        if text in known:
-            report.numbers += 1
-        elif len(known) < len(ways) or not ways:
-            report.unchecked += 1
+    compare_texts(page, records, judged, report)
+
+
+def compare_texts(
+    page: Page, records: Sequence[Record], judged: Mapping[str, Sequence[Verdict]], report: Report
+) -> None:
+    """Hold what the cells gave to the prose against the records, and add what was found to the report."""
+    every = collect(records)
+    table = inside(every, {name for record in records for name in record.experiment.get("train", ())})
+    for name, given in page.texts.items():
+        if given.seal:
+            report.sealed += 1
+            if given.seal != seal(name, given.text, given.facts):
+                what = f"the text {name!r} of the prose"
+                say = Disagreement(page.name, what, given.text, "another seal: it was edited; publish the page again")
+                report.disagreements.append(say)
+        known = [_fact_again(Fact(**one), given.text, every) for one in given.facts]
+        report.numbers += len(known)
+        for one, again in zip(given.facts, known, strict=True):
+            if again != one["text"]:
+                what = f"{one['what']} in the text {name!r} of the prose"
+                report.disagreements.append(Disagreement(page.name, what, one["text"], again, page.keys))
+        if known:
+            report.unchecked += bool(NUMBER.search(_without(given.text, given.facts)))
         else:
-            report.numbers += 1
-            say = Disagreement(page.name, f"the number {name!r} in the prose", text, " or ".join(known), page.keys)
-            report.disagreements.append(say)
+            _compare_call(name, given.text, page, table, judged, report)
+
+
+def _fact_again(one: Fact, text: str, table: pd.DataFrame) -> str:
+    if one.text not in text:
+        return f"not in the text {text!r}"
+    try:
+        return one.again(table)
+    except (KeyError, ValueError) as error:
+        return f"nothing ({error})"
+
+
+def _without(text: str, facts: Sequence[Mapping[str, Any]]) -> str:
+    """What a sentence says beside its facts, the longest of which are taken out first."""
+    for one in sorted((fact["text"] for fact in facts), key=len, reverse=True):
+        text = text.replace(one, " ")
+    return NO_PROSE.sub(" ", text)
+
+
+def _compare_call(
+    name: str,
+    text: str,
+    page: Page,
+    table: pd.DataFrame,
+    judged: Mapping[str, Sequence[Verdict]],
+    report: Report,
+) -> None:
+    """Hold a number against the calls of chapter.glue by which a cell may have made it.
+
+    A constant, such as "not run", is good only where no other branch has something to say.
+    """
+    found = {"constant": [], "computed": [], "failed": [], "unknown": []}
+    for way, digits in page.calls.get(name, ()):
+        kind, again = _again(way, table, page, judged, digits)
+        found[kind].append(again)
+    good = found["computed"] or ([] if found["unknown"] else found["constant"])
+    if text in good:
+        report.numbers += 1
+    elif found["unknown"] or not any(found.values()):
+        report.unchecked += 1
+    else:
+        report.numbers += 1
+        said = " or ".join(good or found["failed"])
+        what = f"the number {name!r} in the prose"
+        report.disagreements.append(Disagreement(page.name, what, text, said, page.keys))
 
 
 def _again(
     value: ast.expr, table: pd.DataFrame, page: Page, judged: Mapping[str, Sequence[Verdict]], digits: int
-) -> str | None:
-    """Compute what chapter.glue was given, if that takes records only; None for what needs the notebook to run."""
+) -> tuple[str, str]:
+    """Compute what chapter.glue was given: how that went, and its text.
+
+    "unknown" is what needs the notebook to run, "failed" what the records do not hold, "constant" what needs neither.
+    """
     if isinstance(value, ast.Constant):
-        return shown(value.value, digits)
+        return "constant", shown(value.value, digits)
     text = ast.unparse(value)
     if text in COUNTS and FILES[0] in judged:
-        return str(sum(map(COUNTS[text], judged[FILES[0]])))
+        return "computed", str(sum(map(COUNTS[text], judged[FILES[0]])))
     if not (isinstance(value, ast.Call) and ast.unparse(value.func) == "ledger.effect" and len(value.args) > 2):
-        return None
+        return "unknown", ""
     try:
         metric, *sides = (ast.literal_eval(part) for part in value.args[1:])
         rows = _rows(value.args[0], table, page)
     except (KeyError, ValueError):  # built by the cell, as in f"saliency-{name}", or a column that the cell adds
-        return None
+        return "unknown", ""
     try:
-        return shown(effect(rows, metric, *sides), digits)
+        return "computed", shown(effect(rows, metric, *sides), digits)
     except (KeyError, ValueError) as error:
-        return f"nothing ({error})"
+        return "failed", f"nothing ({error})"
 
 
 def _rows(node: ast.expr, table: pd.DataFrame, page: Page) -> pd.DataFrame:
@@ -297,16 +388,28 @@ def _chosen(node: ast.expr, rows: pd.DataFrame) -> pd.Series:
     raise ValueError(f"{ast.unparse(node)} is no condition on columns")
 
 
-def typed_numbers(name: str, text: str, claims: Mapping[str, Sequence[Claim]]) -> list[Disagreement]:
-    """List the decimals that a text says and no row of claims.yml or audit.yml quotes: results are glued, not typed."""
+def typed(name: str, text: str, claims: Mapping[str, Sequence[Claim]]) -> list[Disagreement]:
+    """List the results and verdicts that a text says by itself: results are glued, and nobody types a verdict.
+
+    A result is a decimal, a whole number of per cent or points, or a count of counts, that no row of claims.yml or
+    audit.yml quotes.
+    """
     rows = [claim for part in claims.values() for claim in part]
-    quoted = {number for row in rows for number in _decimals(f"{row.statement} {row.paper_value} {row.source}")}
-    loose = [number for number in _decimals(NO_PROSE.sub(" ", text)) if number not in quoted]
-    return [Disagreement(name, "a typed number", number, "no quotation of a paper in claims.yml") for number in loose]
+    quoted = {number for row in rows for number in _results(f"{row.statement} {row.paper_value} {row.source}")}
+    prose = NO_PROSE.sub(" ", text)
+    loose = [number for number in _results(prose) if number not in quoted]
+    return [
+        *(Disagreement(name, "a typed number", number, "no quotation of a paper in claims.yml") for number in loose),
+        *(
+            Disagreement(name, "a typed verdict", word[0], "no run behind it; glue it")
+            for word in JUDGED.finditer(prose)
+        ),
+    ]
 
 
-def _decimals(text: str) -> list[str]:
-    return [f"{float(number):g}" for number in DECIMAL.findall(text)]
+def _results(text: str) -> list[str]:
+    numbers = [f"{float(number):g}" for kind in (DECIMAL, WHOLE) for number in kind.findall(text)]
+    return numbers + OF.findall(text)
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
@@ -323,7 +426,7 @@ def verify(book: Path = BOOK) -> Report:
     ]
     front = book / "index.md"
     if front.is_file():
-        report.disagreements += typed_numbers("index", front.read_text(encoding="utf-8"), claims)
+        report.disagreements += typed("index", front.read_text(encoding="utf-8"), claims)
     for path in sorted((book / "published").glob("*.ipynb")):
         check(read_page(path), [book / "published/records"], claims, report)
     return report
@@ -347,7 +450,7 @@ def check(page: Page, folders: Sequence[Path], claims: Mapping[str, Sequence[Cla
     records, wrong = load_shown(page, folders)
     judged = judge_page(page, records, claims)
     report.pages, report.records = report.pages + 1, report.records + len(records)
-    report.disagreements += [*wrong, *typed_numbers(page.name, page.summary, claims)]
+    report.disagreements += [*wrong, *typed(page.name, page.found, claims)]
     compare(page, records, judged, report)
     return judged
 
@@ -372,7 +475,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"DISAGREES {one}")
     print(
         f"{report.pages} pages, {report.records} run records: {report.verdicts} verdicts and {report.numbers} numbers "
-        f"of the prose computed again, {report.unchecked} need their notebook to run; "
+        f"of the prose computed again, {report.sealed} texts under their seal, {report.unchecked} need their notebook "
+        "to run; "
         f"{len(report.disagreements)} disagreements."
     )
     return 1 if report.disagreements else 0

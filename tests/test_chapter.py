@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -10,7 +11,9 @@ import nbformat
 import pytest
 
 from lib import chapter
+from lib.facts import Fact, seal
 from lib.ledger import Claim, Verdict
+from lib.printed import read_page
 
 ROOT = Path(__file__).parents[1]
 RULES = {"profile": ("smoke", "quick"), "dropout": (float, lambda p: 0 <= p < 1), "seeds": int, "dataset": str}
@@ -77,24 +80,32 @@ def test_papermill_called_bare_fails_on_a_mistyped_name(tmp_path):
     assert "ValueError: unknown parameter 'sedes' (did you mean 'seeds'?); valid are: seeds (int)." in done.stderr
 
 
-def record(key="ab" * 32, **meta):
-    facts = {"commit": "1234567890", "dirty": False, "device": "cpu", "seconds": 12.34, "peak_memory_mb": 1321.0}
-    return SimpleNamespace(key=key, arm="mixed", meta=facts | meta)
+@pytest.fixture
+def record(tmp_path):
+    (tmp_path / "cases.csv").write_text("dsc\n0.5\n")
+
+    def of(key="ab" * 32, **meta):
+        facts = {"commit": "1234567890", "dirty": False, "device": "cpu", "seconds": 12.34, "peak_memory_mb": 1321.0}
+        return SimpleNamespace(key=key, arm="mixed", meta=facts | meta, folder=tmp_path)
+
+    return of
 
 
 def bundle(strip):
     return strip._repr_mimebundle_()
 
 
-def test_provenance_names_the_run_the_machine_and_the_command():
+def test_provenance_names_the_run_the_machine_and_the_command(record):
     data, metadata = bundle(chapter.provenance(record(), "papermill a.ipynb b.ipynb -p x '<y>'"))
     assert '<a href="../what_was_run.html#run-abababababab">abababab</a>' in data["text/html"]
     for fact in ("1 run", "commit 1234567", "cpu", "12 s", "peak 1,321 MB", "&lt;y&gt;"):
         assert fact in data["text/html"]
-    assert metadata == {"prompt_to_mask": {"records": ["ab" * 32], "arms": [["ab" * 32, "mixed"]]}}
+    table = hashlib.sha256(b"dsc\n0.5\n").hexdigest()
+    made = {"records": ["ab" * 32], "arms": [["ab" * 32, "mixed"]], "tables": {"ab" * 32: table}}
+    assert metadata == {"prompt_to_mask": made}
 
 
-def test_provenance_of_many_runs_adds_up():
+def test_provenance_of_many_runs_adds_up(record):
     records = [record(key=f"{i}" * 64, seconds=1800, peak_memory_mb=i, dirty=i == 2) for i in range(6)]
     data, metadata = bundle(chapter.provenance(records, "make book"))
     for fact in ("6 runs", "commit 1234567, 1234567+", "3.0 h", "peak 5 MB", "<details>"):
@@ -129,17 +140,52 @@ def test_source_shows_where_the_code_stands():
     ],
 )
 def test_glue_pastes_a_number_with_its_interval_and_no_quotes(value, text, monkeypatch):
-    pasted = {}
-    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: pasted.update({name: repr(value)}))
-    chapter.glue("it", value)
-    assert pasted == {"it": text}
+    assert pasted_by(monkeypatch, chapter.glue, "it", value)[0] == {"text/plain": text}
 
 
-def test_a_sentence_is_pasted_as_markdown(monkeypatch):
+def pasted_by(monkeypatch, give, name, *what):
+    """What a call of glue or say hands to the page: data and metadata."""
     pasted = {}
-    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: pasted.update({name: value}))
-    chapter.say("it", "On **bus** `film` leads.")
-    assert pasted["it"].data == "On **bus** `film` leads."
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: pasted.update({name: bundle(value)}))
+    give(name, *what)
+    return pasted[name]
+
+
+def test_a_sentence_is_pasted_as_markdown_with_its_seal(monkeypatch):
+    data, metadata = pasted_by(monkeypatch, chapter.say, "it", "On **bus** `film` leads.")
+    assert data["text/markdown"] == "On **bus** `film` leads."
+    assert metadata["prompt_to_mask"]["said"] == {"sha256": seal("it", "On **bus** `film` leads."), "facts": []}
+
+
+def test_a_fact_goes_with_what_says_it(monkeypatch):
+    gain = Fact("effect", ["dsc", ["a", "t"]], {"dataset": ["d"]}, 3, False, "0.512 (0.401–0.613)")
+    for give, what in ((chapter.glue, (gain,)), (chapter.say, (f"It reaches {gain}.", [gain]))):
+        data, metadata = pasted_by(monkeypatch, give, "it", *what)
+        said = metadata["prompt_to_mask"]["said"]
+        assert gain.text in data["text/plain"] and [one["text"] for one in said["facts"]] == [gain.text]
+        assert said["sha256"] == seal("it", data["text/plain"], said["facts"])
+    with pytest.raises(ValueError, match="'it' does not say '0.512"):
+        chapter.say("it", "It reaches 0.5.", [gain])
+
+
+def test_a_notebook_keeps_seals_and_facts_where_a_page_is_read(tmp_path):
+    cells = [
+        "import pandas as pd\nfrom lib import chapter\n"
+        "row = {'level': 'P', 'dataset': 'd', 'seed': 0, 'arm': 'a', 'test': 't', 'threshold': 0.5, 'worded': True}\n"
+        "table = pd.DataFrame([row | {'case_id': f'c{i}', 'patient_id': f'p{i}', 'dsc': i / 10} for i in range(9)])\n"
+        "mean = chapter.fact('effect', table, 'dsc', ('a', 't'), digits=2)\n"
+        "chapter.say('found', f'**It** is {mean}.', [mean])\n"
+        "chapter.glue('mean', mean)\nchapter.glue('n', 9)"
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells]), tmp_path / "in.ipynb")
+    options = ["-k", "python3", "--language", "python", "--no-progress-bar"]
+    command = [sys.executable, "-m", "papermill", str(tmp_path / "in.ipynb"), str(tmp_path / "page.ipynb"), *options]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    texts = read_page(tmp_path / "page.ipynb").texts
+    mean = texts["mean"].text
+    assert texts["found"].text == f"**It** is {mean}." and mean.startswith("0.40 (0.")
+    assert texts["n"].text == "9" and all(one.seal == seal(name, one.text, one.facts) for name, one in texts.items())
+    assert texts["found"].facts == texts["mean"].facts and texts["mean"].facts[0]["where"]["dataset"] == ["d"]
 
 
 def test_verdict_table_shows_effect_level_and_verdict():

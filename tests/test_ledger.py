@@ -151,12 +151,53 @@ def test_the_books_claims_are_valid_and_have_sources(pytestconfig):
         assert claims and all(claim.source for claim in claims)
 
 
+def test_the_book_lists_what_the_papers_say_and_what_was_seen_of_them(pytestconfig):
+    claims, audits = (ledger.load_claims(pytestconfig.rootpath / "book" / name) for name in ("claims.yml", "audit.yml"))
+    papers = ("nullbus", "uavls", "duplus", "medclip_samv2", "malenia")
+    assert len(claims) >= 90 and min(sum(c.paper == paper for c in claims) for paper in papers) >= 12
+    assert [c.id for c in claims if not c.needs] == []
+    assert [c.id for c in claims if c.kind == "number" and not (c.paper_value or c.published)] == []
+    observed = [a for a in audits if a.topic != "control"]
+    assert len(observed) >= 25 and {a.paper for a in observed} == set(papers)
+    assert [a.id for a in audits if not (a.check and a.matters)] == []
+
+
+def test_a_published_value_is_what_its_row_quotes(pytestconfig):
+    """`published` is a number beside a quotation: the one must be found in the other, as a share or in per cent."""
+    for claim in ledger.load_claims(pytestconfig.rootpath / "book/claims.yml"):
+        quoted = f"{claim.paper_value} {claim.source} {claim.statement}"
+        for value in (claim.published, claim.against):
+            ways = [f"{value:g}".lstrip("0"), f"{100 * value:.4g}"] if value is not None else [""]
+            assert any(way in quoted for way in ways), f"{claim.id}: {value} is not in {quoted!r}"
+
+
+def test_a_row_without_a_contrast_is_not_judged():
+    bare = ledger.Claim(**{key: value for key, value in CLAIM.items() if key != "contrast"} | {"id": "x-bare"})
+    records = two_arms(0.1)
+    together = ledger.verdicts([bare, ledger.Claim(**CLAIM)], records)
+    assert together == ledger.verdicts([ledger.Claim(**CLAIM)], records)
+    assert ledger.verdicts([bare], records) == []
+
+
+def test_a_verdict_names_the_runs_and_data_of_its_own_sides_only():
+    records = two_arms(0.1)
+    for r in records:  # arm a under b's test, and the other way round, on other data
+        test = {"a": "u", "b": "t"}[r.arm]
+        elsewhere = r.cases.assign(dataset="e", test="t" if test == "u" else "u")
+        r.cases = pd.concat([r.cases.assign(test=test), elsewhere], ignore_index=True)
+        r.meta["levels"]["e"] = "P"
+    crossed = {"a": {"arm": "a", "test": "u"}, "b": {"arm": "b", "test": "t"}}
+    claim = ledger.Claim(**CLAIM | {"contrast": CLAIM["contrast"] | crossed})
+    verdict = ledger.judge(claim, ledger.collect(records), "P")
+    assert (verdict.dataset, verdict.n_cases, len(verdict.keys)) == ("d", 40, 6)
+
+
 def test_every_claim_names_arms_of_its_chapter(pytestconfig):
     for name in ("claims.yml", "audit.yml"):
         for claim in ledger.load_claims(pytestconfig.rootpath / "book" / name):
             cells = json.loads((pytestconfig.rootpath / f"notebooks/{claim.paper}.ipynb").read_text())["cells"]
             code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-            for arm in (claim.contrast.a, claim.contrast.b):
+            for arm in (claim.contrast.a, claim.contrast.b) if claim.contrast else ():
                 assert arm is None or f'"{arm.arm}"' in code, f"{claim.id} names the arm {arm.arm}"
 
 
@@ -314,6 +355,10 @@ def test_more_claims_make_the_same_evidence_weaker():
         ({"levels": ["P", "Q"]}, "levels is 'Q'"),
         ({"colour": "red"}, "colour"),
         ({"kind": "audit"}, "an audit, and nothing else, needs a topic"),
+        ({"published": "high"}, "published is 'high', and must be of the kind float"),
+        ({"kind": "number"}, "a number of a paper can be judged at level F alone"),
+        ({"n_published": 113}, "about a `published` value, which is not given"),
+        ({"check": "look"}, "`check` and `matters` are for audits"),
         ({"contrast": CLAIM["contrast"] | {"a": {"arm": "a"}}}, "test"),
         ({"contrast": CLAIM["contrast"] | {"margin": "much"}}, "margin is 'much'"),
     ],
