@@ -7,7 +7,7 @@ C is a ratio of two sums over pairs: with w_i the times that case i was drawn, Î
 two products of matrices give all resamples at once, and no resample is computed anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +78,30 @@ def read(table: pd.DataFrame) -> Outcomes:
         cases["patient"].to_numpy().astype(str),
         cases["dataset"].to_numpy().astype(str),
     )
+
+
+def check_training(outcomes: Iterable[tuple[float, float] | None], name: str = "the table") -> tuple[int, int]:
+    """Count cases and events to learn from; raises ValueError before any training where nothing could be learned.
+
+    outcomes: days and event (True or 1) of each training case of the dataset `name`, None where it has none.
+    """
+    outcomes = list(outcomes)
+    if unknown := sum(outcome is None for outcome in outcomes):
+        raise ValueError(
+            f"{unknown} of {len(outcomes)} training cases of {name} have no outcome: give times and events to all, or "
+            "use phantom_prognosis, kits19_clinical or hecktor."
+        )
+    days, event = np.array(outcomes, np.float64).reshape(-1, 2).T
+    if wrong := int((~(np.isfinite(days) & (days >= 0))).sum()):
+        raise ValueError(
+            f"{wrong} of {len(days)} training times of {name} are unusable: times must be days, 0 or more."
+        )
+    if not event.any():
+        raise ValueError(
+            f"All {len(days)} training cases of {name} are censored, so that no risk can be learned: use cases with "
+            "events."
+        )
+    return len(days), int(event.sum())
 
 
 def _structured(outcomes: Outcomes) -> np.ndarray:
@@ -320,8 +344,6 @@ def brier(table: pd.DataFrame, train: pd.DataFrame, times: Sequence[float] | Non
     cases, for each seed, with their outcomes. times and raises as in `time_dependent_auc`, but two or more days.
     """
     from sksurv.linear_model.coxph import BreslowEstimator
-    from sksurv.metrics import brier_score
-    from sksurv.nonparametric import SurvivalFunctionEstimator
 
     outcomes, known = read(table), read(train)
     if len(known.risk) != len(outcomes.risk):
@@ -329,16 +351,41 @@ def brier(table: pd.DataFrame, train: pd.DataFrame, times: Sequence[float] | Non
             f"The table has {len(outcomes.risk)} seeds and the training table {len(known.risk)}: give both the same."
         )
     times = _days(outcomes, known, times)
-    if len(times) < 2:
-        raise ValueError(f"A Brier score was asked for at {len(times)} days, but its mean needs two or more: add some.")
-    plain = SurvivalFunctionEstimator().fit(_structured(known)).predict_proba(times)
-    forecasts = [np.tile(plain, (len(outcomes.time), 1))]
+    forecasts = []
     for risk, own in zip(outcomes.risk, known.risk, strict=True):
         hazard = BreslowEstimator().fit(own - own.max(), known.event, known.time).cum_baseline_hazard_
         grown = np.r_[0.0, hazard.y][np.searchsorted(hazard.x, times, side="right")]
         forecasts.append(np.exp(-np.exp(risk - own.max())[:, None] * grown))
+    return _brier(outcomes, known, times, forecasts)
+
+
+def brier_of(table: pd.DataFrame, train: pd.DataFrame, forecasts: pd.DataFrame) -> Brier:
+    """As `brier`, of chances that a model gives itself: `forecasts` has a column for each day, a row for each case_id.
+
+    Raises ValueError as `brier`, and where the table has several seeds or a case without a forecast.
+    """
+    outcomes, known = read(table), read(train)
+    if len(outcomes.risk) > 1:
+        raise ValueError(f"The table has {len(outcomes.risk)} seeds and forecasts are of one: select the seed.")
+    if lacking := sorted(set(table["case_id"]) - set(forecasts.index)):
+        raise ValueError(f"Case {lacking[0]!r} and {len(lacking) - 1} more have no forecast: give a row for each.")
+    times = _days(outcomes, known, forecasts.columns)
+    dataset = table["dataset"].astype(str) if "dataset" in table else ""
+    named = table["case_id"].iloc[np.argsort((dataset + "/" + table["case_id"].astype(str)).to_numpy(str))]
+    return _brier(outcomes, known, times, [forecasts.sort_index(axis=1).loc[named].to_numpy(np.float64)])
+
+
+def _brier(outcomes: Outcomes, known: Outcomes, times: np.ndarray, forecasts: list[np.ndarray]) -> Brier:
+    """Score forecasts, each [cases, times], and that of the Kaplan-Meier curve of the training cases beside them."""
+    from sksurv.metrics import brier_score
+    from sksurv.nonparametric import SurvivalFunctionEstimator
+
+    if len(times) < 2:
+        raise ValueError(f"A Brier score was asked for at {len(times)} days, but its mean needs two or more: add some.")
+    plain = SurvivalFunctionEstimator().fit(_structured(known)).predict_proba(times)
     told, asked = _structured(known), _structured(_until(outcomes, times[-1]))
-    reference, *scores = (brier_score(told, asked, forecast, times)[1] for forecast in forecasts)
+    everyone = np.tile(plain, (len(outcomes.time), 1))
+    reference, *scores = (brier_score(told, asked, forecast, times)[1] for forecast in (everyone, *forecasts))
     curve = pd.DataFrame({"time": times, "brier": np.mean(scores, 0), "reference": reference})
     means = (np.trapezoid(curve[name], times) / (times[-1] - times[0]) for name in ("brier", "reference"))
     return Brier(curve, *map(float, means))

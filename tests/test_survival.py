@@ -14,6 +14,8 @@ from sksurv.util import Surv
 from lib import survival
 from lib.survival import (
     brier,
+    brier_of,
+    check_training,
     concordance,
     concordance_difference,
     kaplan_meier,
@@ -192,6 +194,34 @@ def test_the_brier_score_is_that_of_a_fitted_cox_model():
     shifted = brier(table.assign(risk=table["risk"] + 50), train.assign(risk=train["risk"] + 50), times)
     assert shifted.integrated == pytest.approx(found.integrated)
     assert brier(table, train).curve["time"].between(0, table["time"].max()).all()
+
+
+def test_the_brier_score_of_a_model_s_own_chances_is_that_of_scikit_survival():
+    table, train = patients(60, 4).assign(case_id=lambda t: t["patient_id"]), patients(90, 5)
+    days = np.quantile(table["time"], [0.2, 0.5, 0.7])
+    chances = pd.DataFrame(np.exp(-np.exp(table["risk"].to_numpy())[:, None] * days / 900), table["case_id"], days)
+    expected = brier_score(outcome(train), outcome(table), chances.to_numpy(), days)[1]
+    found = brier_of(table, train, chances)
+    np.testing.assert_allclose(found.curve["brier"], expected, atol=1e-10)
+    again = brier_of(table.sample(frac=1, random_state=0), train, chances.sample(frac=1, random_state=1)[days[::-1]])
+    np.testing.assert_allclose(again.curve["brier"], expected, atol=1e-10)  # rows and days in any order
+    assert found.reference == brier(table, train, days).reference
+    with pytest.raises(ValueError, match="Case 'p0' and 0 more have no forecast: give a row for each"):
+        brier_of(table, train, chances.drop("p0"))
+    with pytest.raises(ValueError, match="has 2 seeds and forecasts are of one: select the seed"):
+        brier_of(pd.concat([table.assign(seed=s) for s in (0, 1)]), train, chances)
+
+
+def test_what_cannot_be_learned_from_is_refused_before_training():
+    assert check_training([(10.0, True), (20.0, False), (0.0, 1)]) == (3, 2)
+    for outcomes, words in (
+        ([(10.0, False), (20.0, 0)], "All 2 training cases of lungs are censored, so that no risk can be learned"),
+        ([(10.0, True), None], "1 of 2 training cases of lungs have no outcome: give times and events to all"),
+        ([(-1.0, True), (2.0, True)], "1 of 2 training times of lungs are unusable: times must be days, 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            check_training(outcomes, "lungs")
+        assert "\n" not in str(error.value)
 
 
 def test_the_auc_over_time_is_one_for_an_oracle_and_half_for_noise():

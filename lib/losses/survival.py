@@ -85,13 +85,22 @@ def discrete_time(logits: Tensor, outcome: Tensor, edges: Tensor, strict: bool =
 
 
 def discrete(logits: Tensor, outcome: Tensor, end: float = FIVE_YEARS) -> Tensor:
-    """`discrete_time` on equal intervals from 0 to `end` days, as many as there are logits."""
+    """`discrete_time` on equal intervals from 0 to `end` days, as many as there are logits.
+
+    What comes after `end` counts as survived, so it should be where the events of the training cases thin out:
+    "discrete@end=900".
+    """
     return discrete_time(logits, outcome, torch.linspace(0, end, logits.shape[-1] + 1, dtype=torch.float64))
+
+
+def discrete_survival(logits: Tensor) -> Tensor:
+    """Chance [B, K] to be event-free at the end of each interval, for hazards [B, K] in discrete time."""
+    return F.logsigmoid(-logits).cumsum(1).exp()
 
 
 def discrete_risk(logits: Tensor) -> Tensor:
     """One risk [B] for hazards [B, K] in discrete time: minus the number of intervals survived on average."""
-    return -F.logsigmoid(-logits).cumsum(1).exp().sum(1)
+    return -discrete_survival(logits).sum(1)
 
 
 def _full(x: Tensor) -> Tensor:

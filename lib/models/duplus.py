@@ -344,6 +344,7 @@ class PrognosisConfig(DuPLUSConfig):
     text_rate: float = 0.1  # share of the learning rate for the text encoder (code)
     widths: tuple[int, ...] = (256, 64)
     dropout: float = 0.2
+    intervals: int = 1  # 1: a log hazard, for Cox; more: hazards in so many intervals, for the loss "discrete"
 
 
 PROGNOSIS_SIZES = {
@@ -352,14 +353,18 @@ PROGNOSIS_SIZES = {
     "tiny": {**SIZES["tiny"], "widths": (32,)},
 }
 IMAGES = ("own", "another", "none")
+BASELINE = -2.0  # log odds of a hazard of .12: few fail in any one interval
+BASELINE_RATE = 50.0  # share of the learning rate: a few numbers have far to go in a training of few steps
 
 
 class Prognosis(nn.Module):
     """Risk of a patient from F_dense of a frozen DuPLUS and a record that a text encoder with LoRA reads.
 
     image [B, 1, D, H, W] or what `digest` made of it, [B, dense]; prompts with tokens of the encoder "minilm-ids", of
-    B or B·K cases -> logits [B, 1], a log hazard: higher is earlier. Switch `image`: "own", "another" patient's of the
-    batch, or "none". A record that is absent, and an image under "none", are zeros after standardisation.
+    B or B·K cases -> logits [B, intervals]. One is a log hazard: higher is earlier. K are log odds of failing in each
+    of K intervals, risk + baseline_k (proportional odds), so that the first one alone orders patients as the risk does,
+    and as `lib.losses.survival.discrete_risk` of all of them. Switch `image`: "own", "another" patient's of the batch,
+    or "none". A record that is absent, and an image under "none", are zeros after standardisation.
     """
 
     learns = "outcome"
@@ -377,7 +382,9 @@ class Prognosis(nn.Module):
         self.provenance |= text.provenance if text else {}
         # Averaged over all steps (momentum None): a first guess of 1 for the variance would outlast a short training.
         self.dense_norm = nn.BatchNorm1d(config.dense, affine=False, momentum=None) if network else None
-        self.record_norm = nn.BatchNorm1d(DIM, affine=False, momentum=None) if text else None
+        # Records change while their encoder learns, and an average over steps would lag behind: these stay as they are.
+        self.register_buffer("record_mean", torch.zeros(DIM) if text else None)
+        self.register_buffer("record_std", torch.ones(DIM) if text else None)
         sizes = (config.dense * bool(network) + DIM * bool(text), *config.widths)
         layers = [
             layer
@@ -385,6 +392,23 @@ class Prognosis(nn.Module):
             for layer in (nn.Dropout(config.dropout), nn.Linear(a, b), nn.ELU())
         ]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+        self.baseline = None
+        if config.intervals > 1:
+            self.baseline = nn.Parameter(torch.full((config.intervals,), BASELINE))
+            self.rates = {**self.rates, "baseline": BASELINE_RATE}
+
+    @torch.no_grad()
+    def calibrate_text(self, prompts: Prompts) -> None:
+        """Learn mean and spread of the training records as the encoder reads them before it learns."""
+        if self.text is None or RECORD not in prompts.present:
+            return
+        self.text.eval()
+        rows = prompts.present[RECORD].nonzero()[:, 0]
+        words = torch.cat([self.text.read(prompts[part], RECORD) for part in rows.split(64)])
+        if len(words) < 2 or (spread := words.std(0, correction=0)).square().mean().sqrt() < 1e-5:
+            return  # records that never vary are left as they are
+        self.record_mean.copy_(words.mean(0))
+        self.record_std.copy_(spread.clamp_min(0.1 * spread.square().mean().sqrt()))  # a dead dimension stays quiet
 
     def adopt_part(self, name: str, part: nn.Module) -> None:
         """Take over a trained segmentation network; raises ValueError for any other part, or one of another config."""
@@ -430,16 +454,19 @@ class Prognosis(nn.Module):
         each = len(prompts) // len(image)
         parts = []
         if self.network is not None:
-            dense = self.dense_norm(image if image.ndim == 2 else self.digest(image, prompts))
+            dense = image if image.ndim == 2 else self.digest(image, prompts)
+            self.dense_norm.train(self.training and len(dense) > 1)  # one image has no spread
+            dense = self.dense_norm(dense)
             if self.image == "another":
                 dense = dense.roll(1, 0)
             parts.append(torch.zeros_like(dense) if self.image == "none" else dense)
         if self.text is not None:
             first = prompts[torch.arange(0, len(prompts), each, device=image.device)]
             present = first.present[RECORD]
-            words = self.record_norm(self.text.read(first, RECORD))
+            words = (self.text.read(first, RECORD) - self.record_mean) / self.record_std
             parts.append(torch.where(present[:, None], words, 0))
-        return Prediction(self.head(torch.cat(parts, 1)), {})
+        risk = self.head(torch.cat(parts, 1))
+        return Prediction(risk if self.baseline is None else risk + self.baseline, {})
 
     def score(self, prediction: Prediction, batch) -> Tensor:
         """The batch's concordance, given to each of its cases [B]; a half where no two can be compared."""
@@ -487,6 +514,8 @@ def build_prognosis(size: str = "paper", **given) -> Prognosis:
     config = configure(PrognosisConfig, PROGNOSIS_SIZES, size, given)
     if not (config.use_image or config.use_record):
         raise ValueError("A prognosis without image and without record sees nothing: set use_image or use_record.")
+    if config.intervals < 1:
+        raise ValueError(f"PrognosisConfig.intervals is {config.intervals}: give 1 or more.")
     own = DuPLUSConfig(**{field.name: getattr(config, field.name) for field in fields(DuPLUSConfig)})
     text = LoraTextConfig(config.text, config.rank, config.alpha, config.text_dropout)
     return Prognosis(config, _network(own) if config.use_image else None, LoraText(text) if config.use_record else None)

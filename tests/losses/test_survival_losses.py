@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import losses
-from lib.losses.survival import TIES, cox, cox_efron, discrete, discrete_risk, discrete_time
+from lib.losses.survival import TIES, cox, cox_efron, discrete, discrete_risk, discrete_survival, discrete_time
 
 QUICK = settings(deadline=None, max_examples=40)
 
@@ -214,4 +214,6 @@ def test_hazards_are_found_by_name_and_make_one_risk():
     torch.testing.assert_close(losses.loss("discrete@end=1000")(logits, outcome), discrete_time(logits, outcome, edges))
     risk = discrete_risk(torch.tensor([[0.0, 0.0], [-50.0, -50.0], [50.0, 0.0]]))
     torch.testing.assert_close(risk, torch.tensor([-0.75, -2.0, 0.0]))
+    left = discrete_survival(torch.tensor([[0.0, 0.0], [-50.0, -50.0]]))
+    torch.testing.assert_close(left, torch.tensor([[0.5, 0.25], [1.0, 1.0]]))
     assert discrete_time(logits * 1e4, outcome, edges).isfinite()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lib.losses.survival import cox
+from lib.losses.survival import cox, discrete, discrete_risk
 from lib.models import Prediction, build, load, save
 from lib.models.duplus import CONTEXT, MODALITY, TARGET
 from lib.text import CaptionBank, Prompts
@@ -249,13 +249,13 @@ def risk_model(**fields):
     return build("duplus_prognosis", **RISK | fields)
 
 
-def steps(model, image, prompts, count=3):
+def steps(model, image, prompts, count=3, loss=cox):
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.train()
     for _ in range(count):
         optimizer.zero_grad()
-        cox(model(image, prompts).logits, OUTCOMES).backward()
+        loss(model(image, prompts).logits, OUTCOMES).backward()
         optimizer.step()
     return {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
 
@@ -313,6 +313,60 @@ def test_features_made_once_give_the_same_risk(records, monkeypatch):
     assert torch.equal(model.digest(image, records), dense)
     with torch.no_grad():
         assert torch.equal(model(dense, records).logits, model(image, records).logits)
+
+
+def test_records_are_standardised_as_the_encoder_reads_them_before_it_learns(records, tmp_path):
+    model = risk_model(use_image=False)
+    model.calibrate_text(records)
+    words = model.text.eval().read(records, "report")[:3]
+    torch.testing.assert_close(model.record_mean, words.mean(0))
+    before = model.record_mean.clone(), model.record_std.clone()
+    steps(model, volumes(4), records)
+    assert torch.equal(model.record_mean, before[0]) and torch.equal(model.record_std, before[1])
+    digest = save(tmp_path / "risk.safetensors", model, "duplus_prognosis", {**RISK, "use_image": False})
+    again, _ = load(tmp_path / "risk.safetensors", digest)
+    assert torch.equal(again.record_std, before[1])
+    same = risk_model(use_image=False)
+    same.calibrate_text(records[torch.tensor([0, 0, 0])])  # a record that never varies has no spread
+    assert (same.record_std == 1).all() and not same.record_mean.any()
+    risk_model(use_record=False).calibrate_text(records)
+
+
+def test_training_and_evaluation_see_the_same_record(records):
+    """No statistics of a batch: a record's risk does not depend on its company, nor on how often others were seen."""
+    model = risk_model(use_image=False, dropout=0.0, text="frozen").train()
+    model.calibrate_text(records)
+    together = model(volumes(4), records).logits
+    alone = model(volumes(1), records[torch.tensor([1])]).logits
+    torch.testing.assert_close(alone[0], together[1])
+    torch.testing.assert_close(model.eval()(volumes(4), records).logits, together)
+
+
+def test_a_batch_of_one_trains(records):
+    model = risk_model(intervals=3)
+    model.calibrate_text(records)
+    model.train()
+    logits = model(volumes(1), records[torch.tensor([0])]).logits
+    discrete(logits, OUTCOMES[:1], end=600.0).backward()
+    assert logits.shape == (1, 3) and logits.isfinite().all()
+
+
+def test_discrete_hazards_learn_and_their_first_orders_patients_as_all_do(records):
+    model = risk_model(intervals=4)
+    model.calibrate_text(records)
+    start = discrete(model.eval()(volumes(4), records).logits, OUTCOMES, end=1000.0)
+    moved = steps(model, volumes(4), records, 20, lambda logits, outcome: discrete(logits, outcome, end=1000.0))
+    assert "baseline" in moved and any(".lora_" in name for name in moved)
+    model.eval()
+    with torch.no_grad():
+        logits = model(volumes(4), records).logits
+    assert logits.shape == (4, 4) and discrete(logits, OUTCOMES, end=1000.0) < start
+    assert torch.equal(logits[:, 0].argsort(), discrete_risk(logits).argsort())
+    torch.testing.assert_close(logits - logits[:, :1], (model.baseline - model.baseline[0]).expand(4, 4).detach())
+    batch = SimpleNamespace(outcome=OUTCOMES)
+    assert model.score(Prediction(logits, {}), batch).isfinite().all()
+    with pytest.raises(ValueError, match="intervals is 0: give 1 or more"):
+        risk_model(intervals=0)
 
 
 def test_the_network_of_a_prognosis_is_a_trained_one(records, tmp_path):
