@@ -18,7 +18,7 @@ from lib.ledger import Arm, effect, scores
 from lib.statistics import Interval, Ranking, ranking_stability, ratio_bootstrap, shown
 
 Side = tuple[str, str]  # an arm and a test
-NARROWED = ("dataset", "level", "seed", "worded")  # columns by which a chapter chooses rows of its table
+NARROWED = ("dataset", "level", "seed", "worded", "present")  # columns by which a chapter chooses rows of its table
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Fact:
         """Compute its text from the collected table of a page; raises ValueError where the table lacks it."""
         if self.what not in MEASURES:
             raise ValueError(f"There is no measure {self.what!r}: use one of {', '.join(MEASURES)}.")
-        rows = table
+        rows = _narrowable(table)
         for column, values in self.where.items():
             rows = rows[rows[column].isin(values)]
         return _printed(MEASURES[self.what](rows, *self.given), self.digits, self.percent)
@@ -54,9 +54,15 @@ def fact(what: str, rows: pd.DataFrame, *given: Any, digits: int = 3, percent: b
         raise ValueError(f"There is no measure {what!r}: use one of {', '.join(MEASURES)}.")
     sides = set(_sides(given))
     used = rows[[pair in sides for pair in zip(rows["arm"], rows["test"], strict=True)]]
+    used = _narrowable(used)
     where = {name: sorted(used[name].unique().tolist()) for name in NARROWED if name in used}
     given = json.loads(json.dumps(given))  # as it will be read back: tuples become lists
     return Fact(what, given, where, digits, percent, _printed(MEASURES[what](rows, *given), digits, percent))
+
+
+def _narrowable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows that say whether the structure is in the case: chapters on volumes judge those where it is."""
+    return rows.assign(present=rows["area_true"] > 0) if "area_true" in rows else rows
 
 
 def _sides(given: Any) -> Iterator[Side]:

@@ -66,6 +66,12 @@ def test_fewer_seeds_are_part_of_the_recipe(table):
     assert one.where["seed"] == [0] and one.again(table) == one.text != fact("effect", table, "dsc", A).text
 
 
+def test_rows_where_the_structure_is_are_part_of_the_recipe(table):
+    rows = table.assign(area_true=np.arange(len(table)) % 30 % 3)  # a case has the same area for every arm
+    there = fact("mean", rows[rows["area_true"] > 0], "dsc", A, digits=6)
+    assert there.where["present"] == [True] and there.again(rows) == there.text != fact("mean", rows, "dsc", A, digits=6).text
+
+
 def test_a_share_is_printed_in_percent(table):
     assert fact("among", table[table["dataset"] == "d"], "dsc", [A, B], A, 1, percent=True).text == "100 %"
 
