@@ -16,6 +16,7 @@ WORDINGS = (  # a sentence of the same content, then what is wrong or missing in
     "paraphrase", "synonym", "typo", "other_language", "vague", "swapped_side", "wrong_number", "wrong_attribute",
     "shuffled",
 )  # fmt: skip
+PAPERS = ("nullbus", "uavls", "unet")  # networks of images that stand beside the common one, at the same budget
 SAME = ("paraphrase", "synonym", "typo", "other_language")  # of WORDINGS, what a reader would take for the same
 
 
@@ -71,7 +72,7 @@ class Scale:
 
 
 SCALES = {
-    "smoke": {2: Scale("tiny", 32, 4, 8, 24, 8, 8, 1), 3: Scale("tiny", 32, 2, 2, 4, 2, 3, 1, stride=2)},
+    "smoke": {2: Scale("tiny", 32, 4, 8, 24, 8, 8, 1), 3: Scale("tiny", 32, 2, 2, 4, 2, 6, 1, stride=2)},
     "quick": {2: Scale("tiny", 64, 200, 8, 400, 60, 100, 1), 3: Scale("tiny", 48, 150, 2, 60, 6, 24, 1, stride=2)},
     "gpu": {
         2: Scale("small", 128, 4000, 16, None, 200, None, 5, lr=1e-3),
@@ -175,16 +176,29 @@ def arm(
     )
 
 
-def methods(on: Ground, scale: Scale, seed: int, *, text_dim: int = 384, **given) -> list[Experiment]:
-    """Make an arm for every way in and, on images, for the networks of NullBUS and UA-VLS and an image-only U-Net.
+def network(
+    of: str, on: Ground, scale: Scale, seed: int, *, name: str = "", text_dim: int = 384, **given
+) -> Experiment:
+    """Make an arm of one network: a way in of the common one, or one of PAPERS; `given` is passed on to `arm`.
 
-    `given` is passed on to `arm`; all get the ground's one prompt, NullBUS with its other role absent.
+    All read the ground's one prompt: NullBUS's other role is absent, UA-VLS reads its words. Raises ValueError for
+    another name, and for a paper's network of images on volumes.
     """
-    arms = [arm(entry, on, scale, seed, entry=entry, text_dim=text_dim, **given) for entry in ENTRIES]
-    if on.dims == 2:
-        own = {"size": scale.net, "text_dim": text_dim}
-        other = next(role for role in ("global", "local") if role not in on.roles)
-        arms.append(arm("nullbus", on, scale, seed, model="nullbus", roles=(other, *on.roles), **own, **given))
-        arms.append(arm("uavls", on, scale, seed, model="uavls", roles=on.roles, tokens=True, **own, **given))
-        arms.append(arm("unet", on, scale, seed, model="unet", size=scale.net, **given))
-    return arms
+    given = {"text_dim": text_dim} | given
+    if of in ENTRIES:
+        return arm(name or of, on, scale, seed, entry=of, **given)
+    if of not in PAPERS or on.dims != 2:
+        known = (*ENTRIES, *(PAPERS if on.dims == 2 else ()))
+        raise ValueError(f"There is no network '{of}' for '{on.dataset}': use one of {', '.join(known)}.")
+    if of == "nullbus":
+        given["roles"] = (next(role for role in ("global", "local") if role not in on.roles), *on.roles)
+    elif of == "uavls":
+        given |= {"roles": on.roles, "tokens": True}
+    else:
+        del given["text_dim"]
+    return arm(name or of, on, scale, seed, model=of, size=scale.net, **given)
+
+
+def methods(on: Ground, scale: Scale, seed: int, **given) -> list[Experiment]:
+    """Make an arm for every way in and, on images, for the networks of NullBUS and UA-VLS and an image-only U-Net."""
+    return [network(of, on, scale, seed, **given) for of in (*ENTRIES, *(PAPERS if on.dims == 2 else ()))]

@@ -30,6 +30,19 @@ def test_images_are_also_given_to_the_papers_networks():
     assert len({(a.train, a.prompts, a.loss, a.budget) for a in flat}) == 1
 
 
+def test_a_network_is_found_by_name_and_differs_in_what_is_asked_alone():
+    on = GROUNDS["phantom_bus"]
+    plain, null = (
+        comparison.network("uavls", on, TINY, 0, name="uavls" + suffix, **more)
+        for suffix, more in {"": {}, "-empty": {"dropout": 0.5, "absent": "empty"}}.items()
+    )
+    assert plain == next(a for a in comparison.methods(on, TINY, 0) if a.arm == "uavls")
+    assert (null.arm, null.prompt_dropout, dict(null.config)["absent"]) == ("uavls-empty", 0.5, "empty")
+    assert replace(null, arm="uavls", prompt_dropout=0.0, config=plain.config) == plain
+    with pytest.raises(ValueError, match="no network 'unet' for 'phantom_torso_ct': use one of none"):
+        comparison.network("unet", GROUNDS["phantom_torso_ct"], TINY, 0)
+
+
 def test_looks_are_known_perturbations_or_texts_that_somebody_wrote():
     assert {name for name in WORDINGS} <= set(PERTURBATIONS)
     for on in GROUNDS.values():
