@@ -15,8 +15,9 @@ from typing import Any
 from lib import staleness
 from lib.figures import VERDICTS
 from lib.files import atomic_write
-from lib.ledger import ALPHA, FEWEST, LEVELS, TOPICS, Claim, Verdict, load_claims
+from lib.ledger import ALPHA, CINDEX, FEWEST, LEVELS, TOPICS, Claim, Verdict, load_claims
 from lib.printed import FILES, Report, check, read_page
+from lib.statistics import reconstruct_interval
 
 MATRIX = "claims_matrix.md"  # a part of a page, for book/index.md to include
 CLASSES = {
@@ -25,6 +26,9 @@ CLASSES = {
     "inconclusive": "verdict-open",
     "not run": "verdict-not-run",
 }
+OBSERVED = "observation"  # what an audit says that no contrast judges
+SYMBOLS = {verdict: symbol for verdict, (symbol, _) in VERDICTS.items()} | {OBSERVED: "◇"}
+CLASSES |= {OBSERVED: CLASSES["not run"]}
 EXPECTED = {"more": "above", "less": "below", "equal": "within"}
 READ = ("record.json", "cases.csv")
 
@@ -53,20 +57,23 @@ class Evidence:
         """The pages that judge a paper's claims."""
         return sorted(page for page, files in self.judged.items() if _paper(files) == paper)
 
-    def of(self, claim: Claim) -> dict[str, Verdict]:
-        """What was measured of a claim: page -> verdict, where there is one."""
-        found = {
-            page: v
+    def of(self, claim: Claim) -> dict[tuple[str, str], Verdict]:
+        """What was measured of a claim: (page, level) -> verdict, where there is one."""
+        return {
+            (page, v.level): v
             for page, files in sorted(self.judged.items())
             for results in files.values()
             for v in results
             if v.claim.id == claim.id and v.verdict != "not run"
         }
-        return found
 
-    def where(self, page: str) -> str:
-        """The datasets on which a page's claims were judged."""
-        found = {v.dataset for results in self.judged[page].values() for v in results if v.dataset}
+    def levels(self, page: str) -> list[str]:
+        """The levels of data on which a page judges claims."""
+        return sorted({v.level for v in self.judged[page].get(FILES[0], ())})
+
+    def where(self, page: str, level: str) -> str:
+        """The datasets of a level on which a page's claims were judged."""
+        found = {v.dataset for results in self.judged[page].values() for v in results if v.dataset and v.level == level}
         return ", ".join(sorted({name for names in found for name in names.split(", ")}))
 
 
@@ -103,7 +110,7 @@ def gather(
     stored = json.loads(cache.read_text("utf-8")) if cache and cache.is_file() else {}
     if stored.get("state") != state:
         stored = {"state": state, "judged": {}, "stale": {}, "disagreements": []}
-        changed = staleness.changes(list(known.values()), data)
+        changed = staleness.changes(list(known.values()), data, together=[set(page.keys) for page in read.values()])
         for name, page in read.items():
             report = Report()
             judged = check(page, records, claims, report)
@@ -165,6 +172,11 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
+def _prose(value: str) -> str:
+    """A sentence of a row, in which backquotes mark code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(value))
+
+
 def _lines(value: str) -> str:
     return _text(value).replace("\n", "<br>")
 
@@ -174,7 +186,16 @@ def _short(title: str) -> str:
 
 
 def _badge(verdict: str) -> str:
-    return f'<span class="{CLASSES[verdict]}"><b aria-hidden="true">{VERDICTS[verdict][0]}</b></span> {verdict}'
+    return f'<span class="{CLASSES[verdict]}"><b aria-hidden="true">{SYMBOLS[verdict]}</b></span> {verdict}'
+
+
+def _unjudged(claim: Claim) -> str:
+    """What stands for a verdict where there is none."""
+    return OBSERVED if claim.kind == "audit" and claim.contrast is None else "not run"
+
+
+def _trainings(v: Verdict) -> str:
+    return "one training" if v.n_seeds == 1 else f"{v.n_seeds} seeds"
 
 
 def _both(v: Verdict) -> str:
@@ -246,6 +267,8 @@ def _count(results: Iterable[str], decided_only: bool = False) -> str:
 def in_words(claim: Claim) -> str:
     """Say what is measured: the contrast as a sentence."""
     c = claim.contrast
+    if c is None:
+        return ""
 
     def side(arm: Any) -> str:
         metric = f"{arm.metric} of " if arm.metric else ""
@@ -262,30 +285,29 @@ def in_words(claim: Claim) -> str:
 
 
 def matrix(evidence: Evidence) -> str:
-    """Return the front page's matrix: for each paper and data, a symbol per claim and their counts."""
-    heads = ("paper and data", "level", "patients", "each claim", "in all", "after Holm")
+    """Return the front page's matrix: for each paper, data and level, a symbol per claim and their counts."""
+    heads = ("paper and data", "level", "patients", "each claim, after Holm", "in all", "before Holm")
     rows = []
     for paper in evidence.papers:
         claims = [claim for claim in evidence.claims.get(FILES[0], ()) if claim.paper == paper]
         if not claims:
             continue
         name, link = _text(_short(evidence.titles.get(paper, paper))), f"claims_{paper}.html"
-        pages = evidence.pages(paper)
-        for page in pages:
-            by_claim = {v.claim.id: v for v in evidence.judged[page].get(FILES[0], ())}
+        judged = [(page, level) for page in evidence.pages(paper) for level in evidence.levels(page)]
+        for page, level in judged:
+            by_claim = {v.claim.id: v for v in evidence.judged[page].get(FILES[0], ()) if v.level == level}
             shown = [(claim, by_claim.get(claim.id)) for claim in claims]
-            level = ", ".join(sorted({v.level for _, v in shown if v}))
-            patients = max((v.n_patients for _, v in shown if v), default=0)
+            most = max(by_claim.values(), key=lambda v: (v.n_seeds, v.n_patients))
             cells = [
-                f'<a href="{link}">{name}</a><br><small>{_text(evidence.where(page))}</small>',
-                f'<abbr title="{_text("; ".join(LEVELS[x] for x in level.split(", ") if x))}">{level}</abbr>',
-                str(patients),
+                f'<a href="{link}">{name}</a><br><small>{_text(evidence.where(page, level))}</small>',
+                f'<abbr title="{_text(LEVELS[level])}">{level}</abbr>',
+                f"{max(v.n_patients for v in by_claim.values())}<br><small>{_trainings(most)}</small>",
                 _strip(shown, link),
-                _count(v.verdict if v else "not run" for _, v in shown),
-                _count((v.corrected if v else "not run" for _, v in shown), decided_only=True),
+                _count(v.corrected if v else "not run" for _, v in shown),
+                _count((v.verdict if v else "not run" for _, v in shown), decided_only=True),
             ]
             rows.append(f'<tr role="row">{_cells(heads, cells)}</tr>')
-        if not pages:
+        if not judged:
             shown = [(claim, None) for claim in claims]
             cells = [
                 f'<a href="{link}">{name}</a>',
@@ -299,9 +321,14 @@ def matrix(evidence: Evidence) -> str:
     if not rows:
         return "No claim is part of this build.\n"
     keyed = " · ".join(_badge(verdict) for verdict in VERDICTS)
+    once = f'<span class="once {CLASSES["supported"]}" aria-hidden="true">{SYMBOLS["supported"]}</span>'
     lines = _table(heads, rows, "The papers' claims, by the data that judged them", "evidence matrix")
-    lines += [f'<p class="key">{keyed}. Each symbol opens its claim; <a href="ledger.html">the ledger</a> has them all,'
-              f" with intervals and runs.</p>", ""]  # fmt: skip
+    lines += [
+        f'<p class="key">{keyed}. Symbols say what is left after Holm\'s correction over the claims of their row; '
+        f"{once} underlined, it rests on one training, whose luck the interval does not hold. Each opens its claim; "
+        '<a href="ledger.html">the ledger</a> has them all, with intervals and runs.</p>',
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -311,11 +338,12 @@ def _strip(shown: Sequence[tuple[Claim, Verdict | None]], link: str) -> str:
 
 def _mark(claim: Claim, v: Verdict | None, link: str) -> str:
     """A symbol that opens its claim; out of the tab order, since the paper's page has the same links with words."""
-    verdict = v.verdict if v else "not run"
-    effect = f": {v.effect_text}, {v.n_patients} patients".replace("\n", " ") if v and v.effect else ""
-    title = _text(f"{claim.statement} {verdict}{effect}")
-    symbol = VERDICTS[verdict][0]
-    return f'<a tabindex="-1" href="{link}#{claim.id}" class="{CLASSES[verdict]}" title="{title}">{symbol}</a>'
+    verdict = v.corrected if v else "not run"
+    effect = f": {v.effect_text}, {v.n_patients} patients, {_trainings(v)}".replace("\n", " ") if v and v.effect else ""
+    before = f" ({v.verdict} before Holm)" if v and v.verdict != verdict else ""
+    title = _text(f"{claim.statement} {verdict}{before}{effect}")
+    looks = f"{CLASSES[verdict]}{' once' if v and v.n_seeds == 1 else ''}"
+    return f'<a tabindex="-1" href="{link}#{claim.id}" class="{looks}" title="{title}">{SYMBOLS[verdict]}</a>'
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------------
@@ -327,20 +355,22 @@ def ledger_page(evidence: Evidence) -> str:
     """Return the page of all claims and audits with what was measured of each, and filters that need no network."""
     rows, filed = [], [(file, claim) for file in FILES for claim in evidence.claims.get(file, ())]
     for file, claim in filed:
-        rows += [_ledger_row(evidence, file, claim, page, v) for page, v in evidence.of(claim).items()] or [
+        rows += [_ledger_row(evidence, file, claim, page, v) for (page, _), v in evidence.of(claim).items()] or [
             _ledger_row(evidence, file, claim, None, None)
         ]
-    n_claims = sum(file == FILES[0] for file, _ in filed)
+    n_claims = len(evidence.claims.get(FILES[0], ()))
     lines = [
         "# The claims ledger",
         "",
-        f"{n_claims} claims of {len(evidence.papers)} papers, and {len(filed) - n_claims} observations about protocols "
-        "and released code, with what the runs of this book say of each. Nobody typed a verdict: [how we judge]"
+        f"{n_claims} claims of {len(evidence.papers)} papers, {_observations(evidence)}, with what the runs of this "
+        "book say of each. Nobody typed a verdict: [how we judge]"
         "(method.md) has the rules, and `python -m lib.ledger verify` computes all of it again from the records.",
         "",
         "*After Holm* is the verdict that remains when the claims of one paper that a page judges at one level of data "
         f"share an error rate of {ALPHA:.0%}. The correction can take a decision back and never makes one. "
-        f"With fewer than {FEWEST} patients nothing is decided, and no p is given.",
+        f"With fewer than {FEWEST} patients nothing is decided, and no p is given. *One training* marks what rests on "
+        "a single seed: its interval holds the luck of patients and not that of training. The interval of a published "
+        "value is *reconstructed* where a paper prints a mean over a known number of cases.",
         "",
     ]
     lines += _filters(evidence)
@@ -362,7 +392,7 @@ def _filters(evidence: Evidence) -> list[str]:
         choice("paper", "Paper", papers),
         choice("kind", "Kind", kinds),
         choice("level", "Level", {level: f"{level}: {words}" for level, words in LEVELS.items()}),
-        choice("verdict", "Verdict", {verdict: verdict for verdict in VERDICTS}),
+        choice("verdict", "Verdict", {verdict: verdict for verdict in SYMBOLS}),
         choice("holm", "After Holm", {verdict: verdict for verdict in VERDICTS}),
         '<label>Words <input type="search" name="words" autocomplete="off"></label>',
         '<button type="reset">All claims</button> <output aria-live="polite"></output></form>',
@@ -370,18 +400,26 @@ def _filters(evidence: Evidence) -> list[str]:
     ]
 
 
+def _observations(evidence: Evidence) -> str:
+    """How many audits observe something in a paper, and how many are controls of our own."""
+    audits = evidence.claims.get(FILES[1], ())
+    own = sum(audit.topic == "control" for audit in audits)
+    return f"{len(audits) - own} observations about protocols and released code, and {own} controls of ours"
+
+
 def _ledger_row(evidence: Evidence, file: str, claim: Claim, page: str | None, v: Verdict | None) -> str:
-    verdict, after = (v.verdict, v.corrected) if v else ("not run", "not run")
+    verdict, after = (v.verdict, v.corrected) if v else (_unjudged(claim), _unjudged(claim))
     facts = {"paper": claim.paper, "kind": claim.kind, "level": v.level if v else "", "verdict": verdict, "holm": after}
     data = " ".join(f'data-{name}="{_text(value)}"' for name, value in facts.items())
     home = f"audit.html#{claim.id}" if file == FILES[1] else f"claims_{claim.paper}.html#{claim.id}"
-    said = f"<br><small>paper: {_text(claim.paper_value)}</small>" if claim.paper_value else ""
+    printed = "; ".join(filter(None, (_text(claim.paper_value), _reconstructed(claim))))
+    said = f"<br><small>paper: {printed}</small>" if printed else ""
     name = _text(_short(evidence.titles.get(claim.paper, claim.paper)))
     cells = [
         f'<a href="{home}">{_text(claim.statement)}</a>{said}',
         f"{v.level}: {_chapter(evidence, page, file)}<br><small>{_text(v.dataset)}</small>" if v else name,
-        _both(v) if v else _badge("not run"),
-        _lines(f"{v.effect_text}\n{v.n_patients} patients") if v else "–",
+        _both(v) if v else _badge(verdict),
+        _lines(f"{v.effect_text}\n{v.n_patients} patients, {_trainings(v)}") if v else "–",
         f"{_p(v.p)}<br>{_p(v.p_holm)}" if v else "–",
         _runs(v.keys) if v else "–",
     ]
@@ -395,7 +433,7 @@ MEASURED = ("data", "verdict", "effect, 95 % interval", "measured on", "p, Holm'
 
 def _measured(evidence: Evidence, file: str, claim: Claim) -> list[str]:
     rows = []
-    for page, v in evidence.of(claim).items():
+    for (page, _), v in evidence.of(claim).items():
         cells = [
             _data(evidence, page, file, v),
             _both(v),
@@ -406,18 +444,23 @@ def _measured(evidence: Evidence, file: str, claim: Claim) -> list[str]:
         ]
         rows.append(f'<tr role="row">{_cells(MEASURED, cells)}</tr>')
     if not rows:
-        return [f"<p>{_badge('not run')}: {_text(why_not_run(evidence, claim))}</p>", ""]
+        return [f"<p>{_badge(_unjudged(claim))}: {_text(why_not_run(evidence, claim))}</p>", ""]
     return _table(MEASURED, rows, f"What was measured of {claim.id}")
 
 
-def _section(evidence: Evidence, file: str, claim: Claim, source: str) -> list[str]:
+def _section(evidence: Evidence, file: str, claim: Claim, source: str, needs: str = "") -> list[str]:
+    """One row with all that is known of it; `needs` is what the page has said already of level F."""
     levels = "; ".join(f"{level}, {LEVELS[level]}" for level in claim.levels)
     facts = {
         "In the paper": _text(claim.paper_value),
-        source: _text(claim.source),
+        "Published value": published(claim),
+        source: _prose(claim.source),
+        "How to check": _prose(claim.check),
+        "Why it matters": _prose(claim.matters),
         "What is measured": in_words(claim),
         "Can be judged on": "" if set(claim.levels) == set(LEVELS) else _text(levels),
-        "Note": _text(claim.note),
+        "Level F needs": _prose(claim.needs) if claim.needs != needs else "",
+        "Note": _prose(claim.note),
     }
     listed = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items() if text)
     return [
@@ -430,27 +473,54 @@ def _section(evidence: Evidence, file: str, claim: Claim, source: str) -> list[s
     ]
 
 
+def published(claim: Claim) -> str:
+    """Say what the paper prints as a number, with its spread, and the interval that this would have had."""
+    if claim.published is None:
+        return ""
+    spread = f" ± {claim.spread:g}" if claim.spread is not None else ""
+    against = f" against {claim.against:g}" if claim.against is not None else ""
+    return "; ".join(filter(None, (f"{claim.published:g}{spread}{against}", _reconstructed(claim))))
+
+
+def _reconstructed(claim: Claim) -> str:
+    """The intervals of published means that the number of their cases allows, marked as not the paper's.
+
+    A concordance is no mean of cases, and what is not within [0, 1] (a count of parameters) has no spread over them.
+    """
+    values = [value for value in (claim.published, claim.against) if value is not None]
+    ordered = claim.contrast is not None and claim.contrast.metric == CINDEX
+    if not claim.n_published or ordered or not all(0 <= value <= 1 for value in values):
+        return ""
+    found = [reconstruct_interval(value, claim.n_published, claim.spread) for value in values]
+    said = " against ".join(f"{one.low:.3f}–{one.high:.3f}" for one in found)
+    how = "from their SD" if claim.spread is not None else "the widest that scores in [0, 1] allow"
+    return f"<em>reconstructed</em> 95 % interval {said} ({claim.n_published:,} cases, {how})"
+
+
 def paper_page(evidence: Evidence, paper: str) -> str:
     """Return a paper's page: each claim with what is printed, what was measured, verdicts, levels and sources."""
     name, pages = _short(evidence.titles.get(paper, paper)), evidence.pages(paper)
     claims = [claim for claim in evidence.claims.get(FILES[0], ()) if claim.paper == paper]
     kinds = {"number": "Numbers of the paper", "mechanism": "Why it works, according to the paper"}
     measured = sum(bool(evidence.of(claim)) for claim in claims)
+    needs = max((claim.needs for claim in claims), key=[claim.needs for claim in claims].count, default="")
     lines = [
         f"# {name}: its claims",
         "",
-        f"{len(claims)} claims, of which {measured} were measured. "
+        f"{len(claims)} claims, of which {measured} were measured, and "
+        f"{sum(claim.contrast is None for claim in claims)} that no run of this book could judge. "
         + (f"Judged in {', '.join(_chapter(evidence, page) for page in pages)}; " if pages else "No page judges them; ")
         + f'what its protocol and code do is on <a href="audit.html#{paper}">the audit\'s page</a>, and all papers '
         'together are in <a href="ledger.html">the ledger</a>.',
         "",
+        *([f"Judging them at level **F** needs: {_prose(needs)}", ""] if needs else []),
     ]
     for kind, heading in kinds.items():
         chosen = [claim for claim in claims if claim.kind == kind]
         if chosen:
             lines += [f"## {heading}", ""]
         for claim in chosen:
-            lines += _section(evidence, FILES[0], claim, "Said in")
+            lines += _section(evidence, FILES[0], claim, "Said in", needs)
     return "\n".join(lines)
 
 
@@ -463,7 +533,9 @@ def audit_page(evidence: Evidence) -> str:
         "",
         "Where a paper's protocol or released code differs from its text, and what the difference is worth where that "
         "can be measured. Each is an observation of a dated version, not a judgement of people: papers are short, and "
-        "code moves on. *Supported* means that the runs of this book show the effect that the observation names.",
+        "code moves on. *Supported* means that the runs of this book show the effect that the observation names; "
+        f"{_badge(OBSERVED)} marks what anyone can see and no run judges. There are {_observations(evidence)}: "
+        "simpler things to hold results against, which say nothing about a paper by themselves.",
         "",
     ]
     heads = ("paper", *topics.values())
@@ -485,8 +557,8 @@ def audit_page(evidence: Evidence) -> str:
 
 
 def _audit_mark(evidence: Evidence, audit: Claim) -> str:
-    verdicts = [v.verdict for v in evidence.of(audit).values()] or ["not run"]
-    marks = "".join(f'<span class="{CLASSES[verdict]}">{VERDICTS[verdict][0]}</span>' for verdict in verdicts)
+    verdicts = [v.corrected for v in evidence.of(audit).values()] or [_unjudged(audit)]
+    marks = "".join(f'<span class="{CLASSES[verdict]}">{SYMBOLS[verdict]}</span>' for verdict in verdicts)
     title = _text(f"{audit.statement} ({', '.join(verdicts)})")
     return f'<a href="#{audit.id}" title="{title}" aria-label="{title}">{marks}</a>'
 
@@ -497,7 +569,7 @@ def _spread(evidence: Evidence) -> list[str]:
     rows = []
     for paper in evidence.papers:
         numbers = [c for c in evidence.claims.get(FILES[0], ()) if c.paper == paper and c.kind == "number"]
-        spread = [c for c in numbers if re.search(r"±|\bSD\b|\bCI\b|95 %", c.paper_value)]
+        spread = [c for c in numbers if c.spread is not None or re.search(r"±|\bSD\b|\bCI\b|95 %", c.paper_value)]
         measured = [v for page in evidence.pages(paper) for v in evidence.judged[page].get(FILES[0], ()) if v.effect]
         found = f"{len(measured)} contrasts, each with its interval" if measured else "–"
         cells = [_text(_short(evidence.titles.get(paper, paper))), str(len(numbers)), str(len(spread)), found]
@@ -542,7 +614,7 @@ def not_run_page(evidence: Evidence) -> str:
     rows, groups = [], {}
     for file in FILES:
         for claim in evidence.claims.get(file, ()):
-            if not evidence.of(claim):
+            if not evidence.of(claim) and _unjudged(claim) != OBSERVED:
                 groups.setdefault((claim.paper, why_not_run(evidence, claim)), []).append((file, claim))
     for (paper, why), members in groups.items():
         for file, claim in members:
@@ -550,7 +622,7 @@ def not_run_page(evidence: Evidence) -> str:
             name = _text(_short(evidence.titles.get(paper, paper)))
             cells = [f'<a href="{home}">{_text(claim.statement)}</a>', name, ", ".join(claim.levels), _text(why)]
             rows.append(f'<tr role="row">{_cells(heads, cells)}</tr>')
-    every = [claim for file in FILES for claim in evidence.claims.get(file, ())]
+    every = [claim for file in FILES for claim in evidence.claims.get(file, ()) if _unjudged(claim) != OBSERVED]
     reached = {v.level for claim in every for v in evidence.of(claim).values()}
     never = [f"**{level}** ({words})" for level, words in LEVELS.items() if level not in reached]
     used = {name for record in evidence.records.values() for name in record["meta"]["datasets"]}
@@ -572,7 +644,9 @@ def not_run_page(evidence: Evidence) -> str:
 
 
 def why_not_run(evidence: Evidence, claim: Claim) -> str:
-    """Say why a claim has no verdict: no page, no data of its level, or an arm or test that no run has."""
+    """Say why a claim has no verdict: no page, no data of its level, no contrast, or an arm or test that no run has."""
+    if _unjudged(claim) == OBSERVED:
+        return "to be seen where it is quoted from; no run judges it"
     pages = evidence.pages(claim.paper)
     if not pages:
         return "no page of this paper has been published yet"
@@ -580,6 +654,8 @@ def why_not_run(evidence: Evidence, claim: Claim) -> str:
     if not reached & set(claim.levels):
         needed = " or ".join(f"level {level} ({LEVELS[level]})" for level in claim.levels)
         return f"it needs {needed}, and the runs reach {', '.join(sorted(reached))}"
+    if claim.contrast is None:
+        return "no experiment of this book tests it"
     runs = [evidence.records[key] for page in pages for key in evidence.stale.get(page, ())]
     for arm in (claim.contrast.a, claim.contrast.b):
         if arm and not any(run["arm"] == arm.arm for run in runs):

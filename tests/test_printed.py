@@ -155,6 +155,13 @@ def test_a_page_that_its_records_made_agrees(book):
     assert (report.numbers, report.sealed, report.unchecked) == (4 + 3, 2, 2 + 3)
 
 
+def test_a_table_that_no_number_of_the_prose_needs_is_held_as_well(book):
+    path = book / "published/records/new0/cases.csv"
+    path.write_text(path.read_text() + "\n")  # read as the same numbers: figures could show others all the same
+    changed = "found 'a table that was changed since; publish the page again'"
+    assert said(book) == [f"tiny: the per-case table of a run: printed 'new0', {changed}"]
+
+
 def test_an_edited_record_is_named_with_page_claim_and_records(book, capsys):
     edit(book / "published/records/new0/cases.csv", "0.5,0.", "0.5,0.0")
     lines = said(book)

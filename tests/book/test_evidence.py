@@ -165,3 +165,83 @@ def test_generated_pages_stand_below_the_ledger(tmp_path):
     (paths.book / "_toc.yml").write_text(yaml.safe_dump(toc))
     entries = build.contents(paths, [], below={"ledger": ["claims_tiny"]})["parts"][0]["chapters"]
     assert entries == [{"file": "ledger", "sections": [{"file": "claims_tiny"}]}, {"file": "audit"}]
+
+
+def test_a_published_value_has_the_interval_that_its_cases_allow_and_what_level_f_needs(book, tmp_path):
+    printed = {"published": 0.81, "against": 0.7, "n_published": 113, "needs": "Images of <both> hospitals."}
+    spread = OTHER | {"id": "far-spread", "published": 0.82, "spread": 0.03, "n_published": 25}
+    alone = OTHER | {"id": "far-alone", "published": 0.82}
+    (book / "claims.yml").write_text(yaml.safe_dump([CLAIMS[0] | printed, spread, alone]))
+    pages = written(book, tmp_path / "out")[1]
+    ends = [evidence.reconstruct_interval(value, 113) for value in (0.81, 0.7)]
+    said = "against".join(f" {one.low:.3f}–{one.high:.3f} " for one in ends)
+    assert (
+        f"0.81 against 0.7; <em>reconstructed</em> 95 % interval{said}(113 cases, the widest" in pages["claims_tiny.md"]
+    )
+    assert f"reconstructed</em> 95 % interval{said}" in pages["ledger.md"]
+    assert "Judging them at level **F** needs: Images of &lt;both&gt; hospitals." in pages["claims_tiny.md"]
+    more = CLAIMS[0] | printed | {"id": "tiny-more"}
+    (book / "claims.yml").write_text(
+        yaml.safe_dump([more, more | {"id": "tiny-most"}, CLAIMS[0] | {"needs": "A scan."}])
+    )
+    tiny = written(book, tmp_path / "out")[1]["claims_tiny.md"]
+    assert tiny.count("hospitals") == 1 and tiny.count("<dt>Level F needs</dt><dd>A scan.</dd>") == 1
+    assert (
+        "0.82 ± 0.03; <em>reconstructed</em> 95 % interval 0.808–0.832 (25 cases, from their SD)"
+        in pages["claims_far.md"]
+    )
+    assert "<dd>0.82</dd>" in pages["claims_far.md"]
+
+
+@pytest.mark.parametrize("more", [{"published": 39.9}, {"contrast": CLAIMS[1]["contrast"] | {"metric": "cindex"}}])
+def test_what_is_no_mean_of_cases_has_no_interval(more):
+    claim = evidence.Claim(**(OTHER | {"published": 0.69, "n_published": 274} | more))
+    assert evidence.published(claim) == f"{claim.published:g}"
+
+
+def test_an_observation_without_a_contrast_is_listed_and_not_judged(book, tmp_path):
+    seen = {key: value for key, value in AUDIT.items() if key != "contrast"}
+    seen |= {
+        "check": "Read `line <7>`.",
+        "matters": "It decides.",
+        "topic": "code",
+        "statement": "The line is a comment.",
+    }
+    control = AUDIT | {"id": "tiny-control", "topic": "control"}
+    claim = {key: value for key, value in CLAIMS[0].items() if key != "contrast"} | {"id": "tiny-bare"}
+    (book / "audit.yml").write_text(yaml.safe_dump([seen, control]))
+    (book / "claims.yml").write_text(yaml.safe_dump([*CLAIMS, claim]))
+    pages = written(book, tmp_path / "out")[1]
+    assert (
+        "<dt>How to check</dt><dd>Read <code>line &lt;7&gt;</code>.</dd><dt>Why it matters</dt><dd>It decides.</dd>"
+        in pages["audit.md"]
+    )
+    assert "1 observations about protocols and released code, and 1 controls of ours" in pages["audit.md"]
+    row = next(line for line in pages["ledger.md"].splitlines() if "The line is a comment." in line)
+    assert 'data-verdict="observation"' in row and "◇" in row and "What is measured" not in row
+    assert "The line is a comment." not in pages["not_run.md"]
+    assert "no experiment of this book tests it" in pages["not_run.md"] and "tiny-bare" in pages["claims_tiny.md"]
+    assert "of which 1 were measured, and 1 that no run of this book could judge" in pages["claims_tiny.md"]
+
+
+def test_the_front_page_shows_what_holm_leaves_and_marks_one_training(book, tmp_path):
+    taken = evidence.Verdict(
+        claim=evidence.Claim(**CLAIMS[0]), level="P", dataset="d", verdict="supported", effect=(0.1, 0.01, 0.2),
+        p=0.03, p_holm=0.09, n_cases=9, n_patients=9, n_seeds=1,
+    )  # fmt: skip
+    shown = gathered(book)
+    object.__setattr__(
+        shown, "judged", {"tiny": {"claims.yml": [taken, taken.__class__(**vars(taken) | {"level": "R"})]}}
+    )
+    page = evidence.matrix(shown)
+    rows = [line for line in page.splitlines() if "#tiny-gain" in line]
+    assert len(rows) == 2 and all(f'">{level}</abbr>' in row for level, row in zip("PR", rows, strict=True))
+    for row in rows:
+        mark = re.search(r'<a [^>]*#tiny-gain"[^>]*>(.)</a>', row)
+        assert mark[1] == "◐" and 'class="verdict-open once"' in mark[0]
+        assert "inconclusive (supported before Holm): 0.100 dsc" in mark[0] and "one training" in mark[0]
+        assert "9<br><small>one training</small>" in row
+    assert "after Holm" in page and "rests on one training" in page
+    both = evidence.ledger_page(shown)
+    assert both.count("9 patients, one training") == 2  # a page that judges at two levels keeps both
+    assert "20 patients, 2 seeds" in written(book, tmp_path / "out")[1]["ledger.md"]
