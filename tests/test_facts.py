@@ -69,7 +69,8 @@ def test_fewer_seeds_are_part_of_the_recipe(table):
 def test_rows_where_the_structure_is_are_part_of_the_recipe(table):
     rows = table.assign(area_true=np.arange(len(table)) % 30 % 3)  # a case has the same area for every arm
     there = fact("mean", rows[rows["area_true"] > 0], "dsc", A, digits=6)
-    assert there.where["present"] == [True] and there.again(rows) == there.text != fact("mean", rows, "dsc", A, digits=6).text
+    assert there.where["present"] == [True] and there.again(rows) == there.text
+    assert there.text != fact("mean", rows, "dsc", A, digits=6).text
 
 
 def test_a_share_is_printed_in_percent(table):
