@@ -59,6 +59,7 @@ CROSSING_ROOMS = (
 # What the chapters run on by default.
 PHANTOMS = ("bus", "cxr", "brain", "torso_ct", "torso_mr", "torso_pet", "prognosis")
 PHANTOMS += ("lesions_ct", "lesions_mr", "lesions_varied")
+HOW_MUCH = ("seeds", "steps", "test_cases", "repeats", "jobs")  # parameters that no title needs
 RECORD_FILES = ("record.json", "cases.csv", "log.csv")
 Notebook = dict[str, Any]
 
@@ -372,8 +373,8 @@ def publish(paths: Paths, chapter: str, name: str, profile: str, given: Mapping[
                 "repository, then publish again."
             )
     if name != chapter:
-        words = title or ", ".join(f"{key} {value}" for key, value in given.items())
-        _retitle(notebook, f" — {words}" if words else "")
+        words = ", ".join(f"{key} {value}" for key, value in given.items() if key not in HOW_MUCH)
+        _retitle(notebook, f" — {title or words or name[len(chapter) + 1 :]}")
     for key in record_keys(notebook, "weights"):
         for suffix in (".safetensors", ".json"):
             source, target = (folder.parent / "weights" / f"{key}{suffix}" for folder in paths.records)

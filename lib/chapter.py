@@ -149,7 +149,7 @@ class Strip:
 
 
 def provenance(records: "Record | Sequence[Record]", command: str) -> Strip:
-    """Say which runs made the figure above: keys, commit, device, seconds, peak memory, and the papermill command."""
+    """Say which runs made the figure above: keys, commit, device, seconds, memory, and the papermill command."""
     records = list(records) if isinstance(records, Sequence) else [records]
     if not records:
         raise ValueError("provenance needs at least one run record: give the records that the figure shows.")
@@ -159,7 +159,8 @@ def provenance(records: "Record | Sequence[Record]", command: str) -> Strip:
         "commit " + ", ".join(sorted({meta["commit"][:7] + "+" * meta["dirty"] for meta in metas})),
         ", ".join(sorted({str(meta["device"]) for meta in metas})),
         _duration(sum(meta["seconds"] for meta in metas)),
-        f"peak {max(meta['peak_memory_mb'] for meta in metas):,.0f} MB",
+        # of a process that trained before, only what it grew by
+        f"memory gained {max(meta['peak_memory_mb'] for meta in metas):,.0f} MB",
     ]
     keys = list(dict.fromkeys(record.key for record in records))
     links = [f'<a href="{RUNS_PAGE}#run-{key[:12]}">{key[:8]}</a>' for key in keys]

@@ -98,7 +98,7 @@ def bundle(strip):
 def test_provenance_names_the_run_the_machine_and_the_command(record):
     data, metadata = bundle(chapter.provenance(record(), "papermill a.ipynb b.ipynb -p x '<y>'"))
     assert '<a href="../what_was_run.html#run-abababababab">abababab</a>' in data["text/html"]
-    for fact in ("1 run", "commit 1234567", "cpu", "12 s", "peak 1,321 MB", "&lt;y&gt;"):
+    for fact in ("1 run", "commit 1234567", "cpu", "12 s", "memory gained 1,321 MB", "&lt;y&gt;"):
         assert fact in data["text/html"]
     table = hashlib.sha256(b"dsc\n0.5\n").hexdigest()
     made = {"records": ["ab" * 32], "arms": [["ab" * 32, "mixed"]], "tables": {"ab" * 32: table}}
@@ -108,7 +108,7 @@ def test_provenance_names_the_run_the_machine_and_the_command(record):
 def test_provenance_of_many_runs_adds_up(record):
     records = [record(key=f"{i}" * 64, seconds=1800, peak_memory_mb=i, dirty=i == 2) for i in range(6)]
     data, metadata = bundle(chapter.provenance(records, "make book"))
-    for fact in ("6 runs", "commit 1234567, 1234567+", "3.0 h", "peak 5 MB", "<details>"):
+    for fact in ("6 runs", "commit 1234567, 1234567+", "3.0 h", "memory gained 5 MB", "<details>"):
         assert fact in data["text/html"]
     assert len(metadata["prompt_to_mask"]["records"]) == 6
     with pytest.raises(ValueError, match="at least one run record"):

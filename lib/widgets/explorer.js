@@ -12,6 +12,7 @@ const CSS = `
 .p2m button { font: inherit; padding: 4px 10px; border: 1px solid #98a2ae; border-radius: 5px; background: #f4f6f8; color: #111; cursor: pointer; }
 .p2m button[aria-pressed=true] { background: #33475b; color: #fff; }
 .p2m .row { display: flex; flex-wrap: wrap; gap: 6px 14px; align-items: center; }
+.p2m .row input[type=range] { flex: 1 1 6em; width: auto; min-width: 0; margin: 0; }
 .p2m .row label { font-weight: 400; }
 .p2m .read { font-variant-numeric: tabular-nums; }
 .p2m .read b { font-size: 17px; }

@@ -231,7 +231,7 @@ def test_publish_keeps_the_page_and_the_records_that_it_shows(paths, capsys):
     write_record(paths.records[0], "k2", seed=2)
     build.publish(*call)
     page = build.read_notebook(paths.published / "nullbus-busi.ipynb")
-    assert page["cells"][0]["source"] == "# Tiny — seeds 7"
+    assert page["cells"][0]["source"] == "# Tiny — busi"
     assert sorted(path.name for path in paths.records[1].iterdir()) == ["k1", "k2"]
     assert {path.name for path in (paths.records[1] / "k1").iterdir()} == set(build.RECORD_FILES)
     build.stage(paths, build.pages_of(paths))
