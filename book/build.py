@@ -249,6 +249,10 @@ def execute(paths: Paths, names: Sequence[str], profile: str, given: Mapping[str
         return {}
     jobs = min(jobs, len(todo))
     say(f"chapter   executing {', '.join(todo)} (profile {profile}, {jobs} at a time)")
+    if jobs > 1:  # where chapters share the cores, workers of their own would only cost their imports
+        for name in todo:
+            if "jobs" in declared_parameters(read_notebook(paths.notebooks / f"{name}.ipynb")):
+                parameters[name].setdefault("jobs", 1)
     failures = {}
     with _pool(jobs) as pool:
         futures = {

@@ -73,7 +73,7 @@ class Scale:
 
 SCALES = {
     "smoke": {2: Scale("tiny", 32, 4, 8, 24, 8, 8, 1), 3: Scale("tiny", 32, 2, 2, 4, 2, 6, 1, stride=2)},
-    "quick": {2: Scale("tiny", 64, 200, 8, 400, 60, 100, 1), 3: Scale("tiny", 48, 150, 2, 60, 6, 24, 1, stride=2)},
+    "quick": {2: Scale("tiny", 64, 120, 8, 400, 60, 100, 1), 3: Scale("tiny", 48, 150, 2, 60, 6, 24, 1, stride=2)},
     "gpu": {
         2: Scale("small", 128, 4000, 16, None, 200, None, 5, lr=1e-3),
         3: Scale("small", 96, 4000, 4, None, 16, None, 5, lr=1e-3),

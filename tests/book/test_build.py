@@ -166,7 +166,9 @@ def test_the_key_follows_what_can_change_a_chapter(paths):
 
 def test_chapters_run_in_parallel_and_one_failure_spares_the_others(tmp_path, capfd):
     broken = [*TINY, new_markdown_cell("## 2. The idea"), new_code_cell("raise OSError('no images in data/busi')\n")]
-    paths = write_book(tmp_path, {"nullbus": TINY, "malenia": broken})
+    own = new_code_cell('profile = "quick"\nseeds: int = 2\njobs: int = 0', metadata={"tags": ["parameters"]})
+    working = [TINY[0], own, TINY[2], new_code_cell("print(profile, seeds, f'jobs {jobs}')")]
+    paths = write_book(tmp_path, {"nullbus": working, "malenia": broken})
     failures = build.execute(paths, ["nullbus", "malenia"], "smoke", {"seeds": 4}, jobs=2)
     assert list(failures) == ["malenia"]
     assert failures["malenia"].startswith(
@@ -176,7 +178,7 @@ def test_chapters_run_in_parallel_and_one_failure_spares_the_others(tmp_path, ca
     assert "smoke 4" in (tmp_path / left).read_text()
     assert [path.name for path in (paths.build / "executed/smoke").iterdir()] == ["nullbus.ipynb"]
     executed = paths.executed("smoke", "nullbus").read_text()
-    assert "smoke 4" in executed and str(tmp_path) not in executed
+    assert "smoke 4 jobs 1" in executed and str(tmp_path) not in executed
     said = capfd.readouterr().out
     assert "1. In one minute" in said and "nullbus done in" in said
     assert build.execute(paths, ["nullbus"], "smoke", {"seeds": 4}, jobs=2) == {}
